@@ -1,0 +1,28 @@
+"""`python -m safe_dit_engine NAME ...`: one entry for every tool; a tool is imported when it is asked for."""
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+TOOLS = {
+    "train": ".demo.train",
+    "showcase": ".bench.showcase",
+    "cost": ".bench.cost",
+    "sensitivity": ".bench.sensitivity",
+    "serve": ".bench.serve",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool that `argv[0]` names; its exit code."""
+    if not argv or argv[0] not in TOOLS:
+        given = f"`{argv[0]}` is not a tool" if argv else "no tool was named"
+        sys.stderr.write(f"safe_dit_engine: {given}; use one of {', '.join(TOOLS)}.\n")
+        return 2
+    tool = importlib.import_module(TOOLS[argv[0]], __package__)
+    return int(tool.main(list(argv[1:])) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

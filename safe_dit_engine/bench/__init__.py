@@ -1,0 +1,1 @@
+"""Benchmarks and the tools they share; see `python -m safe_dit_engine`."""
