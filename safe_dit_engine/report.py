@@ -1,0 +1,140 @@
+"""What a run did: steps, rows, masks, bytes, milliseconds; and the message of one step (DESIGN: Promises 5, 9)."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .partition import Partition
+from .schedule import StepKind
+
+MESSAGE_VERSION = 1
+RECORD_MAP_EDGE = 64
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One model evaluation: the step it belongs to, what was executed, rows (text rows counted) and wall time."""
+
+    step: int
+    kind: StepKind
+    rows_active: int
+    rows_total: int
+    milliseconds: float
+
+
+@dataclass
+class RunReport:
+    """Collected over a run by `run.Run`; read by nodes, log and tests."""
+
+    total_steps: int
+    backbone: str = ""
+    evaluations: list[StepRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    masks: str = ""
+    cache_bytes: int = 0
+    seconds: float = 0.0
+    sensitivity: Tensor | None = None
+    partition: Partition | None = None
+    guided: bool = False
+
+    def note(self, sentence: str) -> bool:
+        """Keep a sentence once; True if it is new."""
+        if sentence in self.notes:
+            return False
+        self.notes.append(sentence)
+        return True
+
+    @property
+    def rows_computed_share(self) -> float:
+        """Rows computed / rows a dense run would compute; 1.0 where rows were not tracked."""
+        total = sum(record.rows_total for record in self.evaluations)
+        return sum(record.rows_active for record in self.evaluations) / total if total else 1.0
+
+    def counts(self) -> dict[str, int]:
+        """Evaluations by kind."""
+        found = Counter(record.kind.value for record in self.evaluations)
+        return {kind.value: found[kind.value] for kind in StepKind if found[kind.value]}
+
+    def log_line(self) -> str:
+        """The run in one line."""
+        steps = ", ".join(f"{count} {kind}" for kind, count in self.counts().items()) or "no evaluations"
+        parts = [f"{steps}", f"{self.rows_computed_share:.0%} of rows computed", self.masks, f"cache {self.cache_bytes / 2**20:.1f} MiB"]
+        return "SAFE-DiT: " + " | ".join(part for part in parts if part) + f" | {self.seconds:.2f} s"
+
+    def text(self) -> str:
+        """The run in words, a line each, for the Report node."""
+        lines = [self.log_line()]
+        for kind in StepKind:
+            times = [record.milliseconds for record in self.evaluations if record.kind is kind]
+            if times:
+                lines.append(f"{kind.value}: {len(times)} evaluations, median {float(np.median(times)):.0f} ms")
+        if self.partition is not None:
+            tokens = self.partition.grid[0] * self.partition.grid[1]
+            lines.append(f"partition: {self.partition.kept:,} of {tokens:,} tokens are sensitive")
+        if self.guided:
+            lines.append("SAFE+SW: guidance was weighted by sensitivity, so the picture differs from dense on purpose")
+        return "\n".join(lines + self.notes)
+
+    def record(self) -> dict[str, Any]:
+        """The run as JSON-able data for the node's UI; the map is pooled to at most 64 x 64."""
+        width, height = (0, 0) if self.partition is None else (self.partition.grid[1], self.partition.grid[0])
+        return {
+            "v": MESSAGE_VERSION,
+            "total": self.total_steps,
+            "backbone": self.backbone,
+            "w": width,
+            "h": height,
+            "k": 0 if self.partition is None else self.partition.kept,
+            "mask": None if self.partition is None else pack_bits(self.partition.sensitive[0]),
+            "sens": None if self.sensitivity is None else pack_bytes(_pooled(self.sensitivity[0])),
+            "steps": [
+                [record.step, record.kind.value, record.rows_active, record.rows_total, round(record.milliseconds, 2)]
+                for record in self.evaluations
+            ],
+            "rows_computed_share": self.rows_computed_share,
+            "cache_bytes": self.cache_bytes,
+            "seconds": self.seconds,
+            "masks": self.masks,
+            "notes": self.notes,
+        }
+
+
+def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
+    """Live message of one evaluation, without the ids the host adds. Bits are little-endian, row-major; None on dense steps (all active)."""
+    partition = report.partition
+    selective = record.kind is StepKind.SELECTIVE and partition is not None
+    return {
+        "v": MESSAGE_VERSION,
+        "step": record.step,
+        "total": report.total_steps,
+        "kind": record.kind.value,
+        "w": partition.grid[1] if partition is not None else 0,
+        "h": partition.grid[0] if partition is not None else 0,
+        "k": partition.kept if selective and partition is not None else None,
+        "mask": pack_bits(partition.sensitive[0]) if selective and partition is not None else None,
+        "sens": pack_bytes(report.sensitivity[0]) if report.sensitivity is not None and not selective else None,
+        "rows": [record.rows_active, record.rows_total],
+        "ms": round(record.milliseconds, 2),
+    }
+
+
+def pack_bits(mask: Tensor) -> str:
+    """Bool tensor as base64 of little-endian bits, row-major."""
+    return base64.b64encode(np.packbits(mask.flatten().cpu().numpy(), bitorder="little").tobytes()).decode("ascii")
+
+
+def pack_bytes(values: Tensor) -> str:
+    """Values in [0, 1] as base64 of unsigned bytes, row-major."""
+    return base64.b64encode((values.clamp(0, 1) * 255).round().to(torch.uint8).flatten().cpu().numpy().tobytes()).decode("ascii")
+
+
+def _pooled(tokens: Tensor) -> Tensor:
+    height, width = (min(size, RECORD_MAP_EDGE) for size in tokens.shape)
+    return torch.nn.functional.adaptive_avg_pool2d(tokens[None, None].float(), (height, width))[0, 0]

@@ -1,0 +1,267 @@
+"""One sampling run: ties schedule, evidence, partition, caches and report together and owns their lifetimes.
+
+A host makes a `Run` when sampling starts, brackets every model evaluation with `begin_evaluation` / `end_evaluation`, asks `begin_call`
+what each model call should do, and closes the run in `finally`. Nothing here survives `close` but the report.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .backbones import Backbone, find_backbone
+from .cache import BranchCache
+from .execution import DENOISED, CallPlan, ModelCall
+from .guidance import GuidanceConfig, scale_map, to_pixels
+from .masks import MaskLedger, MaskMode
+from .partition import Partition, PartitionConfig, Signal, painted_tokens, select_rows
+from .report import RunReport, StepRecord
+from .schedule import ScheduleConfig, StepKind, plan_steps, step_of_sigma
+from .sensitivity import Evidence, guidance_strength
+
+log = logging.getLogger("safe_dit")
+
+
+@dataclass(frozen=True, eq=False)
+class SafeConfig:
+    """Everything the nodes ask of a run; None or OFF: not asked."""
+
+    masks: MaskMode = MaskMode.OFF
+    partition: PartitionConfig | None = None
+    schedule: ScheduleConfig | None = None
+    guidance: GuidanceConfig | None = None
+
+
+@dataclass(frozen=True)
+class BranchCall:
+    """A branch as a host sees it in one call: conditioning identity and its index among the conditionings of the evaluation."""
+
+    identity: Hashable
+    index: int
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a call must run at full length, as the end of a sentence. `readable`: its rows still lie where the backbone says."""
+
+    reason: str
+    readable: bool = False
+
+
+class Run:
+    """State of one sampling run over a latent `[images, C, H, W]`.
+
+    `sigmas`: noise levels, falling, the last one the end of the run. `window`: half-open range of steps that may be selective.
+    """
+
+    def __init__(
+        self, config: SafeConfig, module: nn.Module, sigmas: Sequence[float], latent_shape: tuple[int, ...], window: tuple[int, int]
+    ) -> None:
+        self.config = config
+        self.sigmas = tuple(sigmas)
+        self.ledger = MaskLedger(config.masks)
+        self.cache = BranchCache()
+        self.report = RunReport(total_steps=len(self.sigmas) - 1)
+        self._partitioning = config.partition or PartitionConfig()
+        self._evidence = Evidence()
+        self._images, (self._height, self._width) = latent_shape[0], latent_shape[-2:]
+        self._started = time.perf_counter()
+        self._backbone = self._fit(module, latent_shape)
+        interval = config.schedule.refresh_interval if config.schedule is not None else 1
+        self.plan = plan_steps(self.report.total_steps, self._partitioning.warmup_steps, interval, window)
+        self._selective_allowed = self._partitioning.keep_ratio < 1.0
+        self._obstructed = False
+        self._begin_step(0)
+
+    def _fit(self, module: nn.Module, latent_shape: tuple[int, ...]) -> Backbone | None:
+        wanted = self.config.schedule is not None or self.config.partition is not None or self.config.guidance is not None
+        if not wanted:
+            return None
+        if len(latent_shape) != 4:
+            self.note(f"The latent has {len(latent_shape)} dimensions where [images, channels, height, width] is expected; the run is dense.")
+            return None
+        fit = find_backbone(module)
+        if fit.backbone is None:
+            self.note(fit.reason)
+            return None
+        self.report.backbone = fit.backbone.name
+        self._module = module
+        self._grid = fit.backbone.grid(module, self._height, self._width)
+        return fit.backbone
+
+    def note(self, sentence: str) -> None:
+        """Put a sentence in the report and, the first time, in the log."""
+        if self.report.note(sentence):
+            log.info("SAFE-DiT: %s", sentence)
+
+    # Evaluations
+
+    def _begin_step(self, step: int) -> None:
+        self.step = step
+        self.kind = self.plan[step] if self.plan else StepKind.ANCHOR
+        self._rows = [0, 0]
+        # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
+        self._blocked, self._obstructed = self._obstructed, False
+        self._executed_dense = False
+        self._seen: set[tuple[Hashable, int]] = set()
+        self._in_batch: Counter[tuple[Hashable, int]] = Counter()
+        self._looked_at: frozenset[int] = frozenset()
+        self._evaluation_started = time.perf_counter()
+
+    def begin_evaluation(self, sigma: float) -> None:
+        """A model evaluation at noise level `sigma` begins."""
+        self._begin_step(step_of_sigma(self.sigmas, sigma))
+        if self._backbone is not None and self.kind is not StepKind.WARMUP:
+            self._settle_map()
+
+    def begin_batch(self, conditional: frozenset[int]) -> None:
+        """A batch of conditionings begins; `conditional`: indices of those that carry the prompt (not the negative)."""
+        self._seen.update(self._in_batch)
+        self._in_batch.clear()
+        self._looked_at = conditional
+
+    def end_batch(self, cond: Tensor | None, uncond: Tensor | None) -> None:
+        """A batch of conditionings ended with these denoised predictions."""
+        if self._collecting and cond is not None and uncond is not None and not self._seen:
+            self._evidence.add_guidance(guidance_strength(cond, uncond, self._grid))
+
+    def end_evaluation(self) -> StepRecord:
+        """The evaluation ended; returns what it was."""
+        kind = self.kind
+        if kind is StepKind.SELECTIVE and (self._executed_dense or self._rows[1] == 0):
+            kind = StepKind.ANCHOR
+        spent = 1000.0 * (time.perf_counter() - self._evaluation_started)
+        record = StepRecord(self.step, kind, self._rows[0], self._rows[1], spent)
+        self.report.evaluations.append(record)
+        self.report.cache_bytes = max(self.report.cache_bytes, self.cache.bytes)
+        return record
+
+    # Model calls
+
+    def begin_call(self, branches: Sequence[BranchCall], x: Tensor, obstacle: Obstacle | None) -> ModelCall | None:
+        """What a model call on `x` `[len(branches) * images, C, H, W]` should do; None: run it as if the pack were not there."""
+        self.ledger.begin_call()
+        if self._backbone is None:
+            return None
+        keys = tuple(self._branch_key(branch, x) for branch in branches)
+        auxiliary = any((branch.identity, branch.index) in self._seen for branch in branches)
+        obstacle = obstacle or self._shape_obstacle(branches, x)
+        if obstacle is not None:
+            self._obstructed = True
+            if self.config.schedule is not None:
+                self.note(f"Dense, because {obstacle.reason}.")
+        if auxiliary or (obstacle is not None and not obstacle.readable):
+            self._executed_dense = True
+            return None
+        plan = self._call_plan(branches, keys) if obstacle is None else CallPlan(evidence_of=self._to_look_at(branches))
+        self._executed_dense |= plan.partition is None
+        return ModelCall(self._module, self._backbone, plan, keys, self._grid[0] * self._grid[1], self.cache, self._evidence)
+
+    def _branch_key(self, branch: BranchCall, x: Tensor) -> Hashable:
+        pair = (branch.identity, branch.index)
+        self._in_batch[pair] += 1
+        return (id(self._module), *pair, self._in_batch[pair], tuple(x.shape[1:]), x.dtype, x.device)
+
+    def _shape_obstacle(self, branches: Sequence[BranchCall], x: Tensor) -> Obstacle | None:
+        if tuple(x.shape[-2:]) != (self._height, self._width):
+            return Obstacle("area conditioning crops the latent for some prompts")
+        if x.shape[0] != len(branches) * self._images:
+            return Obstacle(f"a model call holds {x.shape[0]} latents where {len(branches)} x {self._images} were expected")
+        return None
+
+    def refusal(self, arguments: Mapping[str, object]) -> Obstacle | None:
+        """Why a call with these model arguments must run dense; None if it need not."""
+        refusals = self._backbone.refusals if self._backbone is not None else ()
+        return next((Obstacle(reason) for name, reason in refusals if _given(arguments.get(name))), None)
+
+    def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
+        partition = self.report.partition
+        ready = self._may_select and not self._blocked and self.kind is StepKind.SELECTIVE
+        if ready and partition is not None and self.cache.has(DENOISED, keys):
+            return CallPlan(partition=partition)
+        return CallPlan(capture=self._must_capture, evidence_of=self._to_look_at(branches))
+
+    def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
+        return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
+
+    @property
+    def _may_select(self) -> bool:
+        return self._selective_allowed and StepKind.SELECTIVE in self.plan
+
+    @property
+    def _must_capture(self) -> bool:
+        following = self.plan[self.step : self.step + 2]
+        return self._may_select and StepKind.SELECTIVE in following
+
+    @property
+    def _collecting(self) -> bool:
+        if self._backbone is None or self.kind is not StepKind.WARMUP:
+            return False
+        last_warmup = self.plan.count(StepKind.WARMUP) - 1
+        return self.step > last_warmup - self._partitioning.warmup_steps
+
+    def end_call(self, call: ModelCall, denoised: Tensor) -> Tensor:
+        """The prediction a host is to use after a call that ran."""
+        self._rows[0] += call.rows_active
+        self._rows[1] += call.rows_total
+        if call.masked_per_query:
+            self._selective_allowed = False
+            self.cache.clear()
+            self.note("Dense, because the model masks attention per query.")
+        return call.finish(denoised)
+
+    # Map and partition
+
+    def _settle_map(self) -> None:
+        if self.report.sensitivity is not None or not (self._evidence.has_attention or self._evidence.has_guidance):
+            return
+        config = self._partitioning
+        self.report.sensitivity = sensitivity = self._sensitivity(config)
+        forced = None
+        if config.painted is not None:
+            forced = painted_tokens(config.painted.to(sensitivity.device), sensitivity.shape[0], self._grid)
+        partition: Partition = select_rows(sensitivity, config.keep_ratio, forced)
+        self.report.partition = partition
+        self._selective_allowed &= not partition.full
+
+    def _sensitivity(self, config: PartitionConfig) -> Tensor:
+        attention, guidance = self._evidence.has_attention, self._evidence.has_guidance
+        if config.signal is not Signal.ATTENTION and not guidance:
+            self.note("There is no guidance signal at CFG 1; the map comes from attention alone.")
+        if config.signal is not Signal.GUIDANCE and not attention:
+            self.note("The model's attention could not be read; the map comes from the guidance signal alone.")
+        use_attention = attention and (config.signal is not Signal.GUIDANCE or not guidance)
+        use_guidance = guidance and (config.signal is not Signal.ATTENTION or not attention)
+        maps = []
+        if use_attention:
+            maps.append(self._evidence.attention_map(self._grid, config.smoothing))
+        if use_guidance:
+            maps.append(self._evidence.guidance_map(config.smoothing))
+        return sum(maps[1:], maps[0]) / len(maps)
+
+    def guidance_scales(self) -> Tensor | None:
+        """Guidance scale of every latent pixel `[images, 1, H, W]`; None until there is a map."""
+        if self.config.guidance is None or self.report.sensitivity is None or self._backbone is None:
+            return None
+        self.report.guided = True
+        tokens = to_pixels(self.report.sensitivity, self._backbone.patch(self._module), self._height, self._width)
+        return scale_map(self.config.guidance, tokens)
+
+    def close(self) -> RunReport:
+        """Free everything but the report and return it."""
+        self._settle_map()
+        self.report.seconds = time.perf_counter() - self._started
+        if self.ledger.mode is not MaskMode.OFF:
+            self.report.masks = self.ledger.sentence()
+        self.cache.clear()
+        self._evidence = Evidence()
+        return self.report
+
+
+def _given(value: object) -> bool:
+    return value is not None and not (isinstance(value, (list, tuple)) and not value)

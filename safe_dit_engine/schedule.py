@@ -1,0 +1,80 @@
+"""Which step does what: warm-up, anchor or selective (DESIGN: Words; paper section "CAR")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+MAX_REFRESH_INTERVAL = 64
+
+
+class StepKind(str, Enum):
+    """What a sampling step computes."""
+
+    WARMUP = "warmup"
+    ANCHOR = "anchor"
+    SELECTIVE = "selective"
+
+    @property
+    def dense(self) -> bool:
+        """Whether every row runs."""
+        return self is not StepKind.SELECTIVE
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense."""
+
+    refresh_interval: int = 4
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
+            raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give a whole number from 1 (dense) to {MAX_REFRESH_INTERVAL}.")
+        if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
+            raise ValueError(
+                f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1 with the start not after the end."
+            )
+
+
+def plan_steps(total: int, warmup: int, refresh_interval: int, window: tuple[int, int] | None = None) -> tuple[StepKind, ...]:
+    """Kinds of the `total` steps of a run.
+
+    `window` is the half-open range of step indices that may be selective (default: all). Warm-up lasts `warmup` steps, or until the
+    window opens if that is later; its last step serves as the first anchor.
+    """
+    first, last = window if window is not None else (0, total)
+    opens = max(first, warmup)
+    return tuple(_kind(step, opens, last, refresh_interval) for step in range(total))
+
+
+def _kind(step: int, opens: int, last: int, refresh_interval: int) -> StepKind:
+    if step < opens:
+        return StepKind.WARMUP
+    if step >= last or (step - opens + 1) % refresh_interval == 0:
+        return StepKind.ANCHOR
+    return StepKind.SELECTIVE
+
+
+def predicted_share(plan: Sequence[StepKind], selective_share: float) -> float:
+    """Predicted cost of a run relative to dense when a selective step costs `selective_share` of a dense one."""
+    return sum(1.0 if kind.dense else selective_share for kind in plan) / max(len(plan), 1)
+
+
+def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
+    """Step a model evaluation at noise level `sigma` belongs to.
+
+    The largest index whose sigma is not below the given one, so that in-between evaluations of second-order and SDE samplers count to
+    the step they refine. `sigmas` falls over the run; its last entry is the end of the run, not a step.
+    """
+    steps = len(sigmas) - 1
+    reached = [i for i in range(steps) if sigmas[i] >= sigma * (1.0 - 1e-4)]
+    return reached[-1] if reached else 0
+
+
+def window_of_sigmas(sigmas: Sequence[float], start_sigma: float, end_sigma: float) -> tuple[int, int]:
+    """Half-open range of steps whose sigma lies in `end_sigma` < sigma <= `start_sigma`."""
+    inside = [i for i, sigma in enumerate(sigmas[:-1]) if end_sigma < sigma <= start_sigma * (1.0 + 1e-4)]
+    return (inside[0], inside[-1] + 1) if inside else (len(sigmas) - 1, len(sigmas) - 1)

@@ -1,0 +1,101 @@
+"""Prompt-conditioned sensitivity of image tokens (paper section "PCSP"): evidence of warm-up steps -> map in [0, 1].
+
+Two sources. *Attention*: the share of the joint softmax that an image token gives to each text token. Its plain mean over text tokens
+says nothing (padding and start tokens soak up attention everywhere), so each text token is measured against its own mean over the image
+and counts by how unevenly it is looked at. *Guidance*: how far the conditional prediction is from the unconditional one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+QUERY_CHUNK = 1024
+
+
+def image_to_text(q: Tensor, k: Tensor, text: slice, image: slice, scale: float | None = None) -> Tensor:
+    """Joint-softmax mass of image rows on text rows, mean over heads: `[B, N_image, N_text]` float32.
+
+    `q`, `k`: `[B, heads, rows, head_dim]` after norm and position embedding.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    keys = k.transpose(-1, -2).float()
+    parts = []
+    for queries in q[:, :, image].split(QUERY_CHUNK, dim=2):
+        mass = ((queries.float() * scale) @ keys).softmax(-1)
+        parts.append(mass[..., text].mean(1))
+    return torch.cat(parts, dim=1)
+
+
+def content_share(mass: Tensor) -> Tensor:
+    """Per image token, how much more than average it looks at the text tokens that discriminate: `[B, N, T]` -> `[B, N]`."""
+    mean = mass.mean(1, keepdim=True)
+    excess = (mass - mean).clamp_min(0.0)
+    # Contrast, not size, tells a content word from a sink: a sink is looked at a lot, but from everywhere.
+    contrast = excess.pow(2).mean(1, keepdim=True).sqrt() / (mean + 1e-6)
+    return (excess * contrast).sum(-1)
+
+
+def guidance_strength(cond: Tensor, uncond: Tensor, grid: tuple[int, int]) -> Tensor:
+    """|cond - uncond| of denoised predictions `[B, C, H, W]`, mean over channels and a token's pixels: `[B, h, w]`."""
+    difference = (cond - uncond).abs().mean(1, keepdim=True)
+    return torch.nn.functional.adaptive_avg_pool2d(difference, grid)[:, 0]
+
+
+def smooth(tokens: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of `[B, h, w]` over the token grid with standard deviation `sigma` tokens, edges replicated."""
+    if sigma == 0.0:
+        return tokens
+    radius = min(max(1, round(2.5 * sigma)), *(size - 1 for size in tokens.shape[-2:]))
+    offsets = torch.arange(-radius, radius + 1, device=tokens.device, dtype=tokens.dtype)
+    kernel = torch.softmax(-(offsets**2) / (2.0 * sigma**2), dim=0)
+    padded = torch.nn.functional.pad(tokens[:, None], (radius,) * 4, mode="replicate")
+    rows = torch.nn.functional.conv2d(padded, kernel.view(1, 1, -1, 1))
+    return torch.nn.functional.conv2d(rows, kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def normalise(tokens: Tensor) -> Tensor:
+    """Map `[B, h, w]` to [0, 1] per image between its 1 % and 99 % quantiles; a constant map becomes 0."""
+    flat = tokens.flatten(1).float()
+    low, high = torch.quantile(flat, torch.tensor([0.01, 0.99], device=flat.device), dim=1)
+    span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((flat - low[:, None]) / span[:, None]).clamp(0.0, 1.0).view_as(tokens)
+
+
+class Evidence:
+    """Collects the two signals of one run's warm-up steps."""
+
+    def __init__(self) -> None:
+        self._mass: Tensor | None = None
+        self._guidance: Tensor | None = None
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether any attention was seen."""
+        return self._mass is not None
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether both a conditional and an unconditional prediction were seen."""
+        return self._guidance is not None
+
+    def add_attention(self, mass: Tensor) -> None:
+        """Add `image_to_text` of one layer and step, of the conditional branch: `[B, N, T]`."""
+        share = content_share(mass)
+        share = share / share.mean(1, keepdim=True).clamp_min(1e-12)
+        self._mass = share if self._mass is None else self._mass + share
+
+    def add_guidance(self, strength: Tensor) -> None:
+        """Add `guidance_strength` of one step: `[B, h, w]`, weighted so that every step counts the same."""
+        share = strength / strength.mean((1, 2), keepdim=True).clamp_min(1e-12)
+        self._guidance = share if self._guidance is None else self._guidance + share
+
+    def attention_map(self, grid: tuple[int, int], smoothing: float) -> Tensor:
+        """Map `[B, h, w]` in [0, 1] from attention."""
+        assert self._mass is not None
+        return normalise(smooth(self._mass.view(-1, *grid), smoothing))
+
+    def guidance_map(self, smoothing: float) -> Tensor:
+        """Map `[B, h, w]` in [0, 1] from the guidance signal."""
+        assert self._guidance is not None
+        return normalise(smooth(self._guidance, smoothing))

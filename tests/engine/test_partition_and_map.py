@@ -1,0 +1,122 @@
+"""From attention and guidance to a map, from the map to rows, from the map to guidance scales."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safe_dit_engine.guidance import GuidanceConfig, reweight, scale_map, to_pixels
+from safe_dit_engine.partition import PartitionConfig, painted_tokens, select_rows
+from safe_dit_engine.sensitivity import Evidence, content_share, guidance_strength, image_to_text, normalise, smooth
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1.0), st.integers(0, 2**31))
+def test_partition_laws(images: int, height: int, width: int, keep: float, seed: int) -> None:
+    sensitivity = torch.rand(images, height, width, generator=torch.Generator().manual_seed(seed))
+    partition = select_rows(sensitivity, keep)
+    assert partition.kept >= keep * height * width and partition.kept <= keep * height * width + 1
+    assert partition.sensitive.sum(1).eq(partition.kept).all()
+    rows = partition.rows.expand(images, -1)
+    assert torch.equal(rows, rows.sort(1).values)
+    flat = sensitivity.flatten(1)
+    for image in range(images):
+        kept = partition.sensitive[image]
+        if kept.all():
+            continue
+        assert flat[image][kept].min() >= flat[image][~kept].max()
+
+
+def test_painted_tokens_are_always_in() -> None:
+    painted = torch.zeros(1, 64, 64)
+    painted[:, :32, :32] = 1.0
+    forced = painted_tokens(painted, 2, (8, 8))
+    assert forced.shape == (2, 8, 8) and forced.sum() == 2 * 16
+    sensitivity = torch.rand(2, 8, 8)
+    sensitivity[:, :4, :4] = 0.0
+    assert select_rows(sensitivity, 0.1, forced).kept == 16
+    assert select_rows(sensitivity, 0.5, forced).sensitive.view(2, 8, 8)[:, :4, :4].all()
+
+
+def test_partition_pixels_cover_whole_patches() -> None:
+    sensitivity = torch.zeros(1, 2, 3)
+    sensitivity[0, 1, 2] = 1.0
+    pixels = select_rows(sensitivity, 1 / 6).pixels(2, 3, 6)
+    assert pixels.shape == (1, 1, 3, 6)
+    assert pixels[0, 0].nonzero().tolist() == [[2, 4], [2, 5]]
+
+
+def test_joint_softmax_mass() -> None:
+    q, k = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 10, 8)
+    full = ((q @ k.transpose(-1, -2)) / 8**0.5).softmax(-1).mean(1)
+    assert torch.allclose(image_to_text(q, k, slice(0, 4), slice(4, 10)), full[:, 4:, :4], atol=1e-6)
+
+
+def test_sinks_do_not_count() -> None:
+    """A sink takes most of the mass from everywhere; the word that only some tokens look at decides."""
+    mass = torch.full((1, 6, 3), 0.01)
+    mass[0, :, 0] = 0.7 + 0.02 * torch.arange(6)
+    mass[0, 2, 1] = 0.2
+    share = content_share(mass)[0]
+    assert share.argmax() == 2
+    assert share.std() > 0
+
+
+def test_guidance_signal() -> None:
+    cond, uncond = torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 4, 6)
+    cond[..., :2, :2] = 1.0
+    strength = guidance_strength(cond, uncond, (2, 3))
+    assert strength.shape == (1, 2, 3)
+    assert strength[0].nonzero().tolist() == [[0, 0]]
+
+
+def test_smoothing_keeps_mean_level_and_spreads() -> None:
+    tokens = torch.zeros(1, 9, 9)
+    tokens[0, 4, 4] = 1.0
+    blurred = smooth(tokens, 1.0)
+    assert blurred.sum() == pytest.approx(1.0, abs=1e-5)
+    assert blurred[0, 4, 4] < 1.0 and blurred[0, 4, 5] > 0.0
+    assert torch.equal(smooth(tokens, 0.0), tokens)
+    assert torch.allclose(smooth(torch.ones(1, 2, 3), 2.0), torch.ones(1, 2, 3))
+
+
+def test_normalised_range() -> None:
+    values = normalise(torch.randn(2, 8, 8) * 100)
+    assert values.amin() == 0.0 and values.amax() == 1.0
+    assert normalise(torch.full((1, 4, 4), 3.0)).eq(0).all()
+
+
+def test_evidence_counts_every_step_the_same() -> None:
+    weak, strong = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 100.0]]])
+    evidence = Evidence()
+    evidence.add_guidance(weak)
+    evidence.add_guidance(strong)
+    assert evidence.guidance_map(0.0).unique().numel() == 1
+
+
+def test_scale_map_and_reweighting() -> None:
+    config = GuidanceConfig(context_scale=2.0, sensitive_scale=6.0)
+    scales = scale_map(config, torch.tensor([[[0.0, 0.5, 1.0]]]))
+    assert scales.flatten().tolist() == [2.0, 4.0, 6.0]
+    cond, uncond = torch.randn(1, 4, 1, 3), torch.randn(1, 4, 1, 3)
+    guided = uncond + 4.0 * (cond - uncond)
+    assert torch.allclose(reweight(guided, cond, uncond, 4.0, scales[:, None]), uncond + scales[:, None] * (cond - uncond), atol=1e-5)
+
+
+def test_uniform_scales_change_nothing() -> None:
+    guided, cond, uncond = (torch.randn(1, 4, 2, 2) for _ in range(3))
+    assert torch.equal(reweight(guided, cond, uncond, 4.0, torch.full((1, 1, 2, 2), 4.0)), guided)
+
+
+def test_pixels_of_a_token_map() -> None:
+    pixels = to_pixels(torch.rand(2, 3, 4), patch=2, height=5, width=8)
+    assert pixels.shape == (2, 1, 5, 8)
+    assert 0.0 <= pixels.min() and pixels.max() <= 1.0
+
+
+@pytest.mark.parametrize("values", [{"keep_ratio": 0.0}, {"keep_ratio": 1.2}, {"warmup_steps": 0}, {"smoothing": -1.0}])
+def test_bad_values_are_named(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PartitionConfig(**values)  # type: ignore[arg-type]
