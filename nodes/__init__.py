@@ -1,0 +1,1 @@
+"""ComfyUI nodes: schema and tooltips, one call into the engine each."""

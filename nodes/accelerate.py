@@ -1,0 +1,80 @@
+"""SAFE-DiT Accelerate: everything in one node, for plain KSampler graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..safe_dit_engine.hosts.comfy import configure
+from ..safe_dit_engine.masks import MaskMode
+from ..safe_dit_engine.partition import MIN_KEEP_RATIO
+from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
+from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL
+
+CUSTOM = "custom"
+
+
+class SafeDitAccelerate(io.ComfyNode):
+    """Preset or own values -> masks, partition and schedule on the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        default = PRESETS[DEFAULT_PRESET]
+        return io.Schema(
+            node_id="SafeDitAccelerate",
+            display_name="SAFE-DiT Accelerate",
+            category="SAFE-DiT",
+            description=(
+                "Makes a diffusion transformer faster: finds the image tokens the prompt acts on and, between refresh steps, "
+                "computes only those. Put it between the model loader and the sampler."
+            ),
+            search_aliases=["accelerate", "speed up", "faster", "cache", "TeaCache", "EasyCache", "token", "safe-dit"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer to accelerate. It is not changed: a patched copy comes out."),
+                io.Combo.Input(
+                    "preset",
+                    options=[*PRESETS, CUSTOM],
+                    default=DEFAULT_PRESET,
+                    tooltip=_preset_tooltip(),
+                ),
+                io.Float.Input(
+                    "keep_ratio",
+                    default=default.keep_ratio,
+                    min=MIN_KEEP_RATIO,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Custom only. Share of image tokens computed on selective steps. 1.0: all, the same picture as without the node.",
+                ),
+                io.Int.Input(
+                    "refresh_interval",
+                    default=default.refresh_interval,
+                    min=1,
+                    max=MAX_REFRESH_INTERVAL,
+                    tooltip="Custom only. Every so many steps all tokens are computed afresh. 1: every step, the same picture as without the node.",
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=default.warmup_steps,
+                    min=1,
+                    max=64,
+                    tooltip="Custom only. Full steps at the start, in which the node finds out where the prompt acts.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, preset: str, keep_ratio: float, refresh_interval: int, warmup_steps: int) -> io.NodeOutput:
+        """Attach the settings to a copy of the model."""
+        chosen = PRESETS[preset] if preset != CUSTOM else Preset(keep_ratio, refresh_interval, warmup_steps)
+        return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=chosen.partition(), schedule=chosen.schedule()))
+
+
+def _preset_tooltip() -> str:
+    lines = [
+        f"{name}: {preset.keep_ratio:.0%} of the tokens between refreshes, all of them every {preset.refresh_interval} steps"
+        for name, preset in PRESETS.items()
+    ]
+    return "; ".join([*lines, f"{CUSTOM}: the three values below"]) + "."

@@ -1,0 +1,80 @@
+"""Prompt Token Partitioner: which image tokens the prompt acts on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..safe_dit_engine.hosts.comfy import configure
+from ..safe_dit_engine.partition import MIN_KEEP_RATIO, PartitionConfig, Signal
+
+DEFAULTS = PartitionConfig()
+
+
+class SafeDitPartitioner(io.ComfyNode):
+    """Partition settings -> model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SafeDitPartitioner",
+            display_name="Prompt Token Partitioner",
+            category="SAFE-DiT",
+            description=(
+                "Finds out, during the first steps of sampling, which image tokens the prompt acts on. The Selective Update Sampler then "
+                "computes those at every step, and Sensitivity-Weighted CFG guides them more strongly."
+            ),
+            search_aliases=["token map", "sensitivity", "attention map", "partition", "safe-dit"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer. It is not changed: a patched copy comes out."),
+                io.Float.Input(
+                    "keep_ratio",
+                    default=DEFAULTS.keep_ratio,
+                    min=MIN_KEEP_RATIO,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of image tokens that counts as sensitive. Higher: closer to the full picture, slower. 1.0: everything.",
+                ),
+                io.Combo.Input(
+                    "signal",
+                    options=[signal.value for signal in Signal],
+                    default=DEFAULTS.signal.value,
+                    tooltip=(
+                        "attention: how much a token looks at the prompt's words. guidance: how far the prompt moves it away from the "
+                        "negative prompt (needs CFG above 1). both: their mean."
+                    ),
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=DEFAULTS.warmup_steps,
+                    min=1,
+                    max=64,
+                    tooltip="Full steps at the start in which the map is made.",
+                ),
+                io.Float.Input(
+                    "smoothing",
+                    default=DEFAULTS.smoothing,
+                    min=0.0,
+                    max=8.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Blur of the map, in tokens, so that the choice does not fall into single tokens. 0: none.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Painted by you: tokens under it are always computed, whatever the map says. Any size; it is scaled to the latent.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the partition attached.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, keep_ratio: float, signal: str, warmup_steps: int, smoothing: float, mask: Any = None
+    ) -> io.NodeOutput:
+        """Attach the partition to a copy of the model."""
+        config = PartitionConfig(keep_ratio, Signal(signal), warmup_steps, smoothing, mask)
+        return io.NodeOutput(configure(model, partition=config))

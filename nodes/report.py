@@ -1,0 +1,51 @@
+"""SAFE-DiT Report: what the run before this node did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..safe_dit_engine.hosts.comfy_live import report_upstream
+from ..safe_dit_engine.pictures import sensitivity_mask, token_map
+
+NO_RUN = (
+    "No SAFE-DiT run found before this node: connect its latent to the output of a sampler whose model passed through a SAFE-DiT node "
+    "(and is not bypassed)."
+)
+
+
+class SafeDitReport(io.ComfyNode):
+    """Latent after a sampler -> the same latent, map, picture and text of the run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SafeDitReport",
+            display_name="SAFE-DiT Report",
+            category="SAFE-DiT",
+            description="Shows what the sampler before it did: steps by kind, tokens computed, masks, memory and time. Passes the latent on.",
+            search_aliases=["report", "token map", "sensitivity", "statistics", "safe-dit"],
+            inputs=[io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged.")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The latent that came in."),
+                io.Mask.Output(display_name="sensitivity", tooltip="How strongly the prompt acts on each token, 0 to 1, at 8 times the latent's size."),
+                io.Image.Output(display_name="token map", tooltip="The map in colour; tokens held between refreshes are dimmed."),
+                io.String.Output(display_name="text", tooltip="The run in words."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any]) -> io.NodeOutput:
+        """Find the run before this node and show it."""
+        report = report_upstream(cls.hidden.prompt, str(cls.hidden.unique_id))
+        text = NO_RUN if report is None else report.text()
+        record = {} if report is None else report.record()
+        samples = latent["samples"]
+        mask = sensitivity_mask(report, samples.shape)
+        picture = token_map(report, samples.shape)
+        return io.NodeOutput(latent, mask, picture, text, ui={"safe_dit": [record], "text": [text]})

@@ -1,0 +1,72 @@
+"""Selective Update Sampler: any sampler, with a refresh schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
+from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
+
+DEFAULTS = ScheduleConfig()
+
+
+class SafeDitSelectiveSampler(io.ComfyNode):
+    """Sampler and schedule -> sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SafeDitSelectiveSampler",
+            display_name="Selective Update Sampler",
+            category="SAFE-DiT",
+            description=(
+                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, the others keep their last "
+                "prediction. Needs a model with a Prompt Token Partitioner."
+            ),
+            search_aliases=["sampler", "selective", "refresh", "accelerate", "safe-dit"],
+            inputs=[
+                io.Int.Input(
+                    "refresh_interval",
+                    default=DEFAULTS.refresh_interval,
+                    min=1,
+                    max=MAX_REFRESH_INTERVAL,
+                    tooltip="Every so many steps all tokens are computed afresh. Higher: faster, further from the full picture. 1: every step.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=DEFAULTS.start_percent,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Before this part of the run every step is full.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=DEFAULTS.end_percent,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="After this part of the run every step is full.",
+                ),
+                io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
+            ],
+            outputs=[io.Sampler.Output(tooltip="The sampler with the schedule, for SamplerCustom and SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float, end_percent: float) -> bool | str:
+        """The start may not lie after the end."""
+        if start_percent > end_percent:
+            return f"start_percent {start_percent} lies after end_percent {end_percent}; set it to {end_percent} or less."
+        return True
+
+    @classmethod
+    def execute(cls, refresh_interval: int, start_percent: float, end_percent: float, sampler: Any = None) -> io.NodeOutput:
+        """Wrap the sampler."""
+        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent)
+        return io.NodeOutput(SelectiveSampler(sampler if sampler is not None else default_sampler(), schedule))

@@ -1,0 +1,1 @@
+"""Frameworks that run the model. Nothing outside this folder knows them."""

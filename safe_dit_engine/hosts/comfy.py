@@ -1,0 +1,258 @@
+"""ComfyUI: puts a run around sampling through the model patcher's own wrappers.
+
+| wrapper | what it does here |
+| --- | --- |
+| OUTER_SAMPLE | makes the run, closes it in `finally` |
+| PREDICT_NOISE | brackets one model evaluation |
+| CALC_COND_BATCH | tells which conditionings carry the prompt; collects the guidance signal |
+| APPLY_MODEL | one model call: hooks, attention override, result |
+
+The wrappers are stateless functions; all state is the `Run` in the `transformer_options` of this sampling run alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention import AttentionOverride
+from ..execution import ModelCall
+from ..guidance import reweight
+from ..masks import MaskMode
+from ..run import BranchCall, Obstacle, Run, SafeConfig
+from ..schedule import ScheduleConfig, window_of_sigmas
+from .comfy_live import LiveRun
+
+log = logging.getLogger("safe_dit")
+
+KEY = "safe_dit"
+CONFIG = "safe_dit_config"
+RUN = "safe_dit_run"
+OVERRIDE = "optimized_attention_override"
+
+# Patches that want the image at full length after a block.
+FULL_LENGTH_PATCHES = frozenset({"double_block", "single_block", "noise_refiner", "attn1_patch", "attn1_output_patch", "attn2_patch", "post_input"})
+
+Executor = Callable[..., Any]
+
+
+def configure(model: Any, **parts: Any) -> Any:
+    """A clone of the model patcher with these parts of its `SafeConfig` set; the wrappers are there once, however often it is called."""
+    from comfy.patcher_extension import WrappersMP
+
+    patched = model.clone()
+    options = patched.model_options.setdefault("transformer_options", {})
+    options[CONFIG] = replace(options.get(CONFIG, SafeConfig()), **parts)
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: outer_sample,
+        WrappersMP.PREDICT_NOISE: predict_noise,
+        WrappersMP.CALC_COND_BATCH: calc_cond_batch,
+        WrappersMP.APPLY_MODEL: apply_model,
+    }
+    for kind, wrapper in wrappers.items():
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    return patched
+
+
+def config_of(model: Any) -> SafeConfig:
+    """What the nodes have asked of this model patcher so far."""
+    config: SafeConfig = model.model_options.get("transformer_options", {}).get(CONFIG, SafeConfig())
+    return config
+
+
+class SelectiveSampler:
+    """A sampler that carries a schedule; everything else is the sampler it wraps."""
+
+    def __init__(self, sampler: Any, schedule: ScheduleConfig) -> None:
+        self.sampler = sampler
+        self.schedule = schedule
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sampler", "schedule"):  # not set yet: being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Sample with the wrapped sampler; says so when the model was not prepared for selective updates."""
+        if RUN not in extra_args["model_options"].get("transformer_options", {}):
+            log.warning(
+                "SAFE-DiT: the Selective Update Sampler got a model without a Prompt Token Partitioner, so every step is dense; "
+                "put a Prompt Token Partitioner between the model loader and the guider."
+            )
+        return self.sampler.sample(model_wrap, sigmas, extra_args, *args, **kwargs)
+
+
+def default_sampler() -> Any:
+    """The sampler used where none is connected."""
+    from comfy.samplers import sampler_object
+
+    return sampler_object("euler")
+
+
+# Wrappers
+
+
+def outer_sample(executor: Executor, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """One sampling run."""
+    guider = executor.class_obj  # type: ignore[attr-defined]
+    original = guider.model_options
+    options = _clone_options(original)
+    run = _start_run(guider, options, latent, sampler, sigmas)
+    live = LiveRun(run)
+    options["transformer_options"][RUN] = live
+    if run.config.guidance is not None:
+        options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), _reweight_with(run)]
+    guider.model_options = options
+    try:
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+    finally:
+        guider.model_options = original
+        live.close()
+
+
+def _clone_options(model_options: dict[str, Any]) -> dict[str, Any]:
+    from comfy.model_patcher import create_model_options_clone
+
+    clone: dict[str, Any] = create_model_options_clone(model_options)
+    return clone
+
+
+def _start_run(guider: Any, options: dict[str, Any], latent: Tensor, sampler: Any, sigmas: Tensor) -> Run:
+    config: SafeConfig = options["transformer_options"][CONFIG]
+    if isinstance(sampler, SelectiveSampler):
+        config = replace(config, schedule=sampler.schedule)
+    base_model = guider.model_patcher.model
+    levels = sigmas.tolist()
+    return Run(config, base_model.diffusion_model, levels, tuple(latent.shape), _window(config.schedule, base_model, levels))
+
+
+def _window(schedule: ScheduleConfig | None, base_model: Any, levels: list[float]) -> tuple[int, int]:
+    if schedule is None:
+        return (0, len(levels) - 1)
+    to_sigma = base_model.model_sampling.percent_to_sigma
+    return window_of_sigmas(levels, float(to_sigma(schedule.start_percent)), float(to_sigma(schedule.end_percent)))
+
+
+def _reweight_with(run: Run) -> Callable[[dict[str, Any]], Tensor]:
+    def post_cfg(args: dict[str, Any]) -> Tensor:
+        guided: Tensor = args["denoised"]
+        if args["uncond"] is None or args["cond_scale"] == 1.0:
+            run.note("Sensitivity-Weighted CFG has nothing to weight: at CFG 1 there is no unconditional prediction.")
+            return guided
+        scales = run.guidance_scales()
+        if scales is None:
+            return guided
+        return reweight(guided, args["cond_denoised"], args["uncond_denoised"], args["cond_scale"], scales.to(guided))
+
+    return post_cfg
+
+
+def predict_noise(executor: Executor, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """One model evaluation."""
+    live = _live(executor.class_obj.model_options)  # type: ignore[attr-defined]
+    if live is None:
+        return executor(x, timestep, model_options, *args, **kwargs)
+    live.roles = _roles(executor.class_obj)  # type: ignore[attr-defined]
+    live.run.begin_evaluation(float(timestep.flatten()[0]))
+    prediction = executor(x, timestep, model_options, *args, **kwargs)
+    live.step(live.run.end_evaluation())
+    return prediction
+
+
+def _roles(guider: Any) -> dict[int, str]:
+    return {id(conds): role for role, conds in guider.conds.items()}
+
+
+def calc_cond_batch(
+    executor: Executor, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any], **kwargs: Any
+) -> Any:
+    """The conditionings of one evaluation."""
+    live = _live(model_options)
+    if live is None:
+        return executor(model, conds, x, timestep, model_options, **kwargs)
+    # Guiders differ in the order of their lists, so the role is found by the list itself; unknown lists go by the usual order.
+    roles = [live.roles.get(id(cond), "negative" if index == 1 else "positive") for index, cond in enumerate(conds)]
+    present = [index for index, cond in enumerate(conds) if cond]
+    carrying = frozenset(index for index in present if roles[index] != "negative")
+    live.run.begin_batch(carrying)
+    predictions = executor(model, conds, x, timestep, model_options, **kwargs)
+    negative = next((index for index in present if roles[index] == "negative"), None)
+    if carrying and negative is not None:
+        live.run.end_batch(predictions[min(carrying)], predictions[negative])
+    return predictions
+
+
+def apply_model(
+    executor: Executor,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """One call of the model."""
+    options = transformer_options if transformer_options is not None else {}
+    live = options.get(RUN)
+    if live is None or "uuids" not in options:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    run: Run = live.run
+    branches = [BranchCall(*pair) for pair in zip(options["uuids"], options["cond_or_uncond"], strict=True)]
+    call = run.begin_call(branches, x, _obstacle(run, control, options, kwargs))
+    if call is None and run.ledger.mode is MaskMode.OFF:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    options = copy.copy(options)
+    options[OVERRIDE] = _override(run, call, options)
+    if call is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    with call.hooks():
+        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    return run.end_call(call, denoised)
+
+
+def _override(run: Run, call: ModelCall | None, options: dict[str, Any]) -> Callable[..., Tensor]:
+    override = AttentionOverride(run.ledger, call, options.get(OVERRIDE))
+    if not _compiled(options):
+        return override
+    # Decisions made here must not be traced into a compiled graph, which would freeze them.
+    outside_graph: Callable[..., Tensor] = torch.compiler.disable(override.__call__)
+    return outside_graph
+
+
+def _compiled(options: dict[str, Any]) -> bool:
+    return bool(options.get("wrappers", {}).get("apply_model", {}).get("torch.compile"))
+
+
+def _live(model_options: dict[str, Any]) -> LiveRun | None:
+    live: LiveRun | None = model_options.get("transformer_options", {}).get(RUN)
+    return live
+
+
+def _obstacle(run: Run, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
+    """Why this call must run at full length; None if it need not."""
+    if options.get("context_window") is not None:
+        return Obstacle("context windows slide over the latent")
+    if "multigpu_thread_device" in options:
+        return Obstacle("the model is split over several GPUs")
+    if _compiled(options):
+        return Obstacle("torch.compile froze the model's graph")
+    refusal = run.refusal(arguments)
+    if refusal is not None:
+        return refusal
+    if control is not None:
+        return Obstacle("a ControlNet adds to the image at full length", readable=True)
+    if options.get("patches_replace", {}).get("dit"):
+        return Obstacle("another node replaces blocks of the model", readable=True)
+    patches = options.get("patches", {})
+    found = sorted(FULL_LENGTH_PATCHES.intersection(name for name, functions in patches.items() if functions))
+    if found:
+        return Obstacle(f"a model patch (`{found[0]}`) works on the image at full length", readable=True)
+    return None

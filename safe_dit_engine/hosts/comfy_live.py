@@ -1,0 +1,102 @@
+"""What ComfyUI's server is told of a run: step messages while it samples, the report when it is over.
+
+Outside a server (scripts, tests in process) nothing is sent. Reports of finished runs are kept, newest last, for the Report node, which
+runs after the sampler and finds the run through the prompt's links.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from ..report import RunReport, StepRecord, step_message
+from ..run import Run
+
+log = logging.getLogger("safe_dit")
+
+EVENT = "safe_dit.step"
+KEPT_REPORTS = 32
+NODE_CLASSES = ("SafeDitAccelerate", "SafeDitPartitioner", "SafeDitSensitivityCFG", "SafeDitMaskElision")
+
+_reports: OrderedDict[str, RunReport] = OrderedDict()
+
+
+class LiveRun:
+    """A run with the ids under which the frontend knows it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.roles: dict[int, str] = {}
+        self._prompt_id, self._sampler_id = _executing()
+        self._node_id, self._workflow_id = _addressee(self._prompt_id, self._sampler_id)
+
+    def step(self, record: StepRecord) -> None:
+        """Tell the frontend of one evaluation."""
+        server = _server()
+        if server is None or self._node_id is None:
+            return
+        ids = {"workflow": self._workflow_id, "node": self._node_id, "prompt_id": self._prompt_id}
+        server.send_sync(EVENT, step_message(self.run.report, record) | ids, server.client_id)
+
+    def close(self) -> None:
+        """End the run: log its line, keep its report."""
+        report = self.run.close()
+        log.info(report.log_line())
+        if self._sampler_id is not None:
+            _reports.pop(self._sampler_id, None)
+            _reports[self._sampler_id] = report
+            while len(_reports) > KEPT_REPORTS:
+                _reports.popitem(last=False)
+
+
+def report_upstream(prompt: dict[str, Any], node_id: str) -> RunReport | None:
+    """Report of the nearest node before `node_id` in the prompt that sampled with the pack."""
+    return next((_reports[found] for found in upstream(prompt, node_id) if found in _reports), None)
+
+
+def upstream(prompt: dict[str, Any], node_id: str) -> Iterator[str]:
+    """Ids of the nodes before `node_id`, nearest first."""
+    seen, front = {node_id}, [node_id]
+    while front:
+        links = [value for found in front for value in prompt.get(found, {}).get("inputs", {}).values() if _is_link(value)]
+        front = [source for source in dict.fromkeys(str(link[0]) for link in links) if source not in seen]
+        seen.update(front)
+        yield from front
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
+
+
+def _server() -> Any:
+    # `server` is only importable, and only has an instance, inside a running ComfyUI.
+    import sys
+
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
+
+
+def _executing() -> tuple[str | None, str | None]:
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    return (None, None) if context is None else (context.prompt_id, context.node_id)
+
+
+def _addressee(prompt_id: str | None, sampler_id: str | None) -> tuple[str | None, str | None]:
+    """Node the messages are for (the nearest of ours before the sampler, else the sampler), and the workflow's id.
+
+    Worked out when sampling starts: the ids a cached node was given may be out of date once it was moved into a subgraph.
+    """
+    server = _server()
+    if server is None or prompt_id is None or sampler_id is None:
+        return sampler_id, None
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    for _number, running_id, prompt, extra, *_rest in running:
+        if running_id == prompt_id:
+            ours = (found for found in upstream(prompt, sampler_id) if prompt[found].get("class_type") in NODE_CLASSES)
+            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+            return next(ours, sampler_id), workflow.get("id")
+    return sampler_id, None

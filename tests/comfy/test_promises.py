@@ -1,0 +1,419 @@
+"""DESIGN's promises through ComfyUI's real KSampler: identity, exactness, off means off, composition."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+SELECTIVE = "selective"
+
+
+@pytest.fixture(scope="module")
+def dense(tiny: Any) -> Tensor:
+    """The picture without the pack."""
+    return tiny.sample(tiny.model)
+
+
+# Identity
+
+
+@pytest.mark.parametrize(("keep", "interval"), [(1.0, 4), (0.25, 1), (1.0, 1)])
+def test_identity_bit_for_bit(tiny: Any, dense: Tensor, keep: float, interval: int) -> None:
+    assert torch.equal(tiny.sample(tiny.accelerated(keep, interval)), dense)
+    assert SELECTIVE not in tiny.report().counts()
+
+
+def test_the_picture_does_change_when_it_may(tiny: Any, dense: Tensor) -> None:
+    """Without this the identity tests would also pass for a pack that does nothing."""
+    assert not torch.equal(tiny.sample(tiny.accelerated()), dense)
+    assert tiny.report().counts() == {"warmup": 2, "anchor": 1, "selective": 5}
+    assert 0.3 < tiny.report().rows_computed_share < 0.75
+
+
+def test_partition_and_masks_alone_change_nothing(tiny: Any, dense: Tensor) -> None:
+    model = tiny.comfy.execute("SafeDitMaskElision", model=tiny.model, mode="elide")[0]
+    assert torch.equal(tiny.sample(model), dense)
+    assert tiny.report().masks.startswith("0 of ") and tiny.report().masks.endswith("nothing to elide")
+    model = tiny.comfy.execute("SafeDitPartitioner", model=model, keep_ratio=0.25, signal="both", warmup_steps=2, smoothing=1.0)[0]
+    assert torch.equal(tiny.sample(model), dense)
+    assert tiny.report().partition.kept == 16
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 32), (16, 24)])
+@pytest.mark.parametrize("images", [1, 2])
+def test_subset_pass_is_the_dense_pass_at_the_same_input(tiny: Any, size: tuple[int, int], images: int) -> None:
+    evaluate = evaluator(tiny, size, images)
+    first, kind = evaluate(1.0)
+    again, again_kind = evaluate(0.9)
+    assert (kind, again_kind) == ("warmup", SELECTIVE)
+    assert (again - first).abs().max() == 0.0
+
+
+def test_subset_pass_with_padding_rows(padded: Any) -> None:
+    evaluate = evaluator(padded, (16, 24), 2)
+    first, again = evaluate(1.0)[0], evaluate(0.9)
+    assert again[1] == SELECTIVE
+    assert (again[0] - first).abs().max() <= 1e-5
+
+
+def test_subset_pass_at_an_odd_size(tiny: Any) -> None:
+    """Padding to whole patches; other row counts may pick another matrix kernel, so rounding is allowed here."""
+    evaluate = evaluator(tiny, (19, 13), 1)
+    assert (evaluate(1.0)[0] - evaluate(0.9)[0]).abs().max() <= 1e-5
+
+
+def test_a_stale_cache_would_be_seen(tiny: Any) -> None:
+    """The exactness test can fail: at another input the held rows differ."""
+    evaluate = evaluator(tiny, (16, 16), 1)
+    evaluate(1.0)
+    assert (evaluate(0.9, shift=0.1)[0] - evaluator(tiny, (16, 16), 1)(1.0, shift=0.1)[0]).abs().max() > 1e-3
+
+
+def evaluator(tiny: Any, size: tuple[int, int], images: int) -> Callable[..., tuple[Tensor, str]]:
+    """Model calls inside one run, at a fixed (x, t) whatever sigma the run is told."""
+    host, live, run = (tiny.comfy.engine(name) for name in ("hosts.comfy", "hosts.comfy_live", "run"))
+    model = tiny.accelerated(keep=0.3, warmup=1)
+    base = tiny.model.model
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2 * images, 16, *size, generator=generator)
+    text = torch.randn(2 * images, 40, 64, generator=generator)
+    state = live.LiveRun(run.Run(host.config_of(model), base.diffusion_model, [1.0, 0.9, 0.8, 0.0], (images, 16, *size), (0, 3)))
+    options = {host.RUN: state, "uuids": ["a", "b"], "cond_or_uncond": [1, 0], "wrappers": {"apply_model": {"k": [host.apply_model]}}}
+
+    def evaluate(sigma: float, shift: float = 0.0) -> tuple[Tensor, str]:
+        state.run.begin_evaluation(sigma)
+        state.run.begin_batch(frozenset([0]))
+        with torch.inference_mode():
+            t = torch.full((2 * images,), 0.7)
+            out = base.apply_model(x + shift, t, c_crossattn=text, transformer_options=dict(options), num_tokens=40)
+        return out, state.run.end_evaluation().kind.value
+
+    return evaluate
+
+
+# Off means off
+
+
+def test_patched_then_plain(tiny: Any, dense: Tensor) -> None:
+    tiny.sample(tiny.accelerated())
+    assert torch.equal(tiny.sample(tiny.model), dense)
+    assert tiny.leftovers() == []
+
+
+@pytest.mark.parametrize("failure", ["interrupt", "error", "out of memory"])
+@pytest.mark.parametrize("at_call", [1, 4, 6])
+def test_nothing_stays_behind_after_a_failure(tiny: Any, dense: Tensor, failure: str, at_call: int) -> None:
+    management = importlib.import_module("comfy.model_management")
+    raised = {
+        "interrupt": management.InterruptProcessingException(),
+        "error": RuntimeError("a block failed"),
+        "out of memory": torch.OutOfMemoryError("no memory left"),
+    }[failure]
+    model = tiny.accelerated()
+    failing = fail_at(tiny, at_call, raised)
+    with pytest.raises(type(raised)):
+        tiny.sample(model)
+    failing.remove()
+    assert tiny.leftovers() == []
+    assert torch.equal(tiny.sample(tiny.model), dense)
+    assert torch.equal(tiny.sample(model), tiny.sample(tiny.accelerated()))
+
+
+def fail_at(tiny: Any, call: int, raised: BaseException) -> Any:
+    """Let the second block raise in its `call`-th run."""
+    runs = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == call:
+            raise raised
+
+    return tiny.model.model.diffusion_model.layers[1].register_forward_hook(hook)
+
+
+def test_caches_are_freed_at_the_end(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+    module = tiny.comfy.engine("hosts.comfy")
+    monkeypatch.setattr(module, "LiveRun", lambda run: runs.append(run) or tiny.comfy.engine("hosts.comfy_live").LiveRun(run))
+    tiny.sample(tiny.accelerated())
+    assert tiny.report().cache_bytes > 100_000
+    assert runs[0].cache.bytes == 0
+
+
+def test_the_same_model_at_other_sizes_batches_and_steps(tiny: Any) -> None:
+    model = tiny.accelerated()
+    for changes in ({"size": (24, 16)}, {"images": 2}, {"steps": 5}, {"size": (16, 16)}):
+        assert torch.equal(tiny.sample(model, **changes), tiny.sample(tiny.accelerated(), **changes))
+
+
+def test_applying_the_node_twice_does_not_stack(tiny: Any) -> None:
+    twice = tiny.accelerated(model=tiny.accelerated(keep=0.5))
+    assert torch.equal(tiny.sample(twice), tiny.sample(tiny.accelerated()))
+    assert all(len(found) == 1 for wrappers in twice.wrappers.values() for found in wrappers.values())
+
+
+# Composition
+
+
+def split_calls(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ComfyUI think, on every second model evaluation, that cond and uncond do not fit into memory together."""
+    calls = 0
+
+    def memory_required(shape: Any, cond_shapes: Any = None) -> float:
+        nonlocal calls
+        calls += 1
+        return float("inf") if shape[0] > 1 and calls % 3 else 0.0
+
+    monkeypatch.setattr(tiny.model.model, "memory_required", memory_required)
+
+
+def test_splitting_cond_and_uncond_changes_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = tiny.sample(tiny.accelerated())
+    split_calls(tiny, monkeypatch)
+    apart = tiny.sample(tiny.accelerated())
+    assert tiny.report().counts()[SELECTIVE] == 5
+    assert (together - apart).abs().max() <= 1e-5 * together.abs().max()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "uni_pc", "lcm"])
+def test_samplers(tiny: Any, sampler: str) -> None:
+    plain = tiny.sample(tiny.model, sampler_name=sampler)
+    assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), sampler_name=sampler), plain)
+    almost = tiny.sample(tiny.accelerated(keep=0.95), sampler_name=sampler)
+    assert tiny.report().counts()[SELECTIVE] >= 4
+    assert relative(almost, plain) < 0.35
+    assert relative(almost, plain) < relative(tiny.sample(tiny.accelerated(keep=0.1), sampler_name=sampler), plain)
+
+
+def relative(picture: Tensor, reference: Tensor) -> float:
+    """Root mean square difference over the reference's deviation."""
+    return float((picture - reference).pow(2).mean().sqrt() / reference.std())
+
+
+def test_every_image_of_a_batch_has_its_own_partition(tiny: Any) -> None:
+    """Three images in a batch come out as each would alone with the same noise."""
+    batch = tiny.sample(tiny.accelerated(), images=3)
+    rows = tiny.report().partition.rows
+    assert rows.shape == (3, 16)
+    assert tiny.report().counts()[SELECTIVE] == 5
+    alone = [tiny.sample(tiny.accelerated(), latent_image={"samples": torch.zeros(1, 16, 16, 16), "batch_index": [i]}) for i in range(3)]
+    assert (batch - torch.cat(alone)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("tokens", [(40, 24), (16, 48)])
+def test_prompts_of_different_length(tiny: Any, tokens: tuple[int, int]) -> None:
+    prompts = {"positive": tiny.prompt(1, tokens[0]), "negative": tiny.prompt(2, tokens[1])}
+    plain = tiny.sample(tiny.model, **prompts)
+    assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), **prompts), plain)
+    assert relative(tiny.sample(tiny.accelerated(keep=0.95), **prompts), plain) < 0.35
+    assert tiny.report().counts()[SELECTIVE] == 5
+
+
+def test_cfg_one(tiny: Any) -> None:
+    plain = tiny.sample(tiny.model, cfg=1.0)
+    assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), cfg=1.0), plain)
+    tiny.sample(tiny.accelerated(), cfg=1.0)
+    assert tiny.report().counts()[SELECTIVE] == 5
+
+
+def test_img2img(tiny: Any) -> None:
+    latent = {"samples": torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(9))}
+    plain = tiny.sample(tiny.model, latent_image=latent, denoise=0.6)
+    assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), latent_image=latent, denoise=0.6), plain)
+    assert relative(tiny.sample(tiny.accelerated(keep=0.95), latent_image=latent, denoise=0.6), plain) < 0.35
+    assert tiny.report().counts()[SELECTIVE] == 5
+
+
+def test_inpainting_keeps_what_is_outside_the_mask(tiny: Any) -> None:
+    samples = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(9))
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 40:100, 40:100] = 1.0
+    latent = {"samples": samples, "noise_mask": mask}
+    assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), latent_image=latent), tiny.sample(tiny.model, latent_image=latent))
+    painted = tiny.sample(tiny.accelerated(), latent_image=latent)
+    assert tiny.report().counts()[SELECTIVE] == 5
+    assert torch.allclose(painted[..., :4, :], samples[..., :4, :], atol=1e-5)
+    assert not torch.allclose(painted[..., 6:11, 6:11], samples[..., 6:11, 6:11], atol=1e-1)
+
+
+def test_painted_mask_of_any_size_is_always_computed(tiny: Any) -> None:
+    mask = torch.zeros(1, 100, 60)
+    mask[:, :50] = 1.0
+    inputs = {"keep_ratio": 0.1, "signal": "attention", "warmup_steps": 2, "smoothing": 0.0}
+    model = tiny.comfy.execute("SafeDitPartitioner", model=tiny.accelerated(), mask=mask, **inputs)[0]
+    tiny.sample(model)
+    partition = tiny.report().partition
+    assert partition.kept == 32
+    assert partition.sensitive.view(8, 8)[:4].all()
+
+
+def test_four_nodes_do_what_accelerate_does(tiny: Any) -> None:
+    comfy = tiny.comfy
+    comfy.load_extra("nodes_custom_sampler.py")
+    model = comfy.execute("SafeDitMaskElision", model=tiny.model, mode="elide")[0]
+    model = comfy.execute("SafeDitPartitioner", model=model, keep_ratio=0.25, signal="attention", warmup_steps=2, smoothing=0.7)[0]
+    sampler = comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0)[0]
+    assert torch.equal(advanced(tiny, model, sampler), tiny.sample(tiny.accelerated()))
+
+
+def advanced(tiny: Any, model: Any, sampler: Any, guider: Any = None, sigmas: Tensor | None = None) -> Tensor:
+    """Latent after SamplerCustomAdvanced."""
+    comfy = tiny.comfy
+    if guider is None:
+        guider = comfy.execute("CFGGuider", model=model, positive=tiny.prompt(1), negative=tiny.prompt(2), cfg=4.0)[0]
+    if sigmas is None:
+        sigmas = comfy.execute("BasicScheduler", model=model, scheduler="simple", steps=8, denoise=1.0)[0]
+    noise = comfy.execute("RandomNoise", noise_seed=3)[0]
+    with torch.inference_mode(), tiny.executing("sampler"):
+        inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas}
+        latent: dict[str, Tensor] = comfy.execute("SamplerCustomAdvanced", latent_image={"samples": torch.zeros(1, 16, 16, 16)}, **inputs)[0]
+    return latent["samples"]
+
+
+def test_a_guider_used_twice(tiny: Any) -> None:
+    comfy = tiny.comfy
+    comfy.load_extra("nodes_custom_sampler.py")
+    model = tiny.accelerated()
+    sampler = comfy.execute("KSamplerSelect", sampler_name="euler")[0]
+    guider = comfy.execute("CFGGuider", model=model, positive=tiny.prompt(1), negative=tiny.prompt(2), cfg=4.0)[0]
+    assert torch.equal(advanced(tiny, model, sampler, guider), advanced(tiny, model, sampler, guider))
+    assert guider.model_options is model.model_options
+
+
+def test_selective_sampler_without_a_partitioner_says_so(tiny: Any, dense: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.comfy.load_extra("nodes_custom_sampler.py")
+    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0)[0]
+    with caplog.at_level("WARNING", "safe_dit"):
+        assert torch.equal(advanced(tiny, tiny.model, sampler), dense)
+    assert "without a Prompt Token Partitioner" in caplog.text
+
+
+def test_selective_window(tiny: Any) -> None:
+    tiny.comfy.load_extra("nodes_custom_sampler.py")
+    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=64, start_percent=0.0, end_percent=0.5)[0]
+    advanced(tiny, tiny.accelerated(), sampler)
+    kinds = [record.kind.value for record in tiny.report().evaluations]
+    assert kinds[-1] == "anchor" and SELECTIVE in kinds
+    assert kinds.index("anchor") > max(i for i, kind in enumerate(kinds) if kind == SELECTIVE)
+
+
+# Guidance
+
+
+def weighted(tiny: Any, context: float, sensitive: float, **changes: Any) -> Tensor:
+    model = tiny.comfy.execute("SafeDitSensitivityCFG", model=tiny.model, context_scale=context, sensitive_scale=sensitive)[0]
+    picture: Tensor = tiny.sample(model, **changes)
+    return picture
+
+
+def test_equal_scales_are_plain_guidance(tiny: Any, dense: Tensor) -> None:
+    assert torch.equal(weighted(tiny, 4.0, 4.0), dense)
+    assert not torch.equal(weighted(tiny, 4.0, 6.0), dense)
+    assert tiny.report().guided
+
+
+def test_guidance_has_nothing_to_do_at_cfg_one(tiny: Any) -> None:
+    assert torch.equal(weighted(tiny, 4.0, 6.0, cfg=1.0), tiny.sample(tiny.model, cfg=1.0))
+    weighted(tiny, 4.0, 6.0, cfg=1.0)
+    assert any("nothing to weight" in note for note in tiny.report().notes)
+
+
+# Where selective updates do not fit: dense, with the reason
+
+
+def test_model_patches_that_need_full_length(tiny: Any) -> None:
+    model = tiny.model.clone()
+    model.set_model_patch(lambda arguments: {}, "double_block")
+    assert torch.equal(tiny.sample(tiny.accelerated(model=model)), tiny.sample(model))
+    assert tiny.report().notes == ["Dense, because a model patch (`double_block`) works on the image at full length."]
+
+
+def test_control_net(tiny: Any, dense: Tensor) -> None:
+    class Silent(importlib.import_module("comfy.controlnet").ControlBase):  # type: ignore[misc]
+        def get_control(self, *_: Any) -> dict[str, list[Tensor]]:
+            return {"input": [], "middle": [], "output": []}
+
+        def copy(self) -> Any:
+            return self
+
+        def get_models(self) -> list[Any]:
+            return []
+
+    prompts = {"positive": tiny.prompt(1, control=Silent()), "negative": tiny.prompt(2, control=Silent())}
+    tiny.sample(tiny.accelerated(), **prompts)
+    assert SELECTIVE not in tiny.report().counts()
+    assert tiny.report().notes == ["Dense, because a ControlNet adds to the image at full length."]
+
+
+def test_area_conditioning(tiny: Any) -> None:
+    cropped = tiny.prompt(5, area=(8, 8, 4, 4), strength=1.0)
+    prompts = {"positive": tiny.prompt(1) + cropped}
+    assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), **prompts), tiny.sample(tiny.model, **prompts))
+    assert torch.isfinite(tiny.sample(tiny.accelerated(), **prompts)).all()
+    assert tiny.report().notes == ["Dense, because area conditioning crops the latent for some prompts."]
+
+
+def test_reference_latents(padded: Any) -> None:
+    prompts = {"positive": padded.prompt(1, reference_latents=[torch.zeros(1, 16, 16, 16)])}
+    assert torch.equal(padded.sample(padded.accelerated(), **prompts), padded.sample(padded.model, **prompts))
+    padded.sample(padded.accelerated(), **prompts)
+    assert "Dense, because reference latents change the token layout." in padded.report().notes
+
+
+def test_an_unknown_model_runs_dense_and_is_named(tiny: Any) -> None:
+    find = tiny.comfy.engine("backbones").find_backbone
+    assert "`Linear` is not supported yet" in find(torch.nn.Linear(2, 2)).reason
+
+
+def test_a_model_that_no_longer_fits_is_found_before_sampling(tiny: Any, dense: Tensor) -> None:
+    module = tiny.model.model.diffusion_model
+    head = module.final_layer
+    find = tiny.comfy.engine("backbones").find_backbone
+    try:
+        del module.final_layer
+        assert "it has no `final_layer`" in find(module).reason
+    finally:
+        module.final_layer = head
+    assert find(module).backbone is not None
+
+
+# Attention override
+
+
+def test_override_chains_and_rules_on_masks(tiny: Any) -> None:
+    attention = importlib.import_module("comfy.ldm.modules.attention").attention_pytorch
+    override, masks = tiny.comfy.engine("attention").AttentionOverride, tiny.comfy.engine("masks")
+    seen: list[Any] = []
+
+    def sage(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any) -> Tensor:
+        seen.append(mask)
+        return func(q, k, v, heads, mask=mask, **kwargs)
+
+    q, k, v = (torch.randn(1, 6, 8) for _ in range(3))
+    plain = attention(q, k, v, 2)
+    ledger = masks.MaskLedger()
+    options = {"optimized_attention_override": override(ledger, None, sage)}
+    zeros, causal = torch.zeros(1, 1, 6, 6), torch.zeros(1, 1, 6, 6).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
+    assert torch.equal(attention(q, k, v, 2, zeros, transformer_options=options), plain)
+    assert torch.equal(attention(q, k, v, 2, mask=zeros, transformer_options=options), plain)
+    kept = attention(q, k, v, 2, causal, transformer_options=options)
+    assert torch.equal(kept, attention(q, k, v, 2, causal)) and not torch.equal(kept, plain)
+    assert seen[:2] == [None, None] and seen[2] is causal
+    assert (ledger.calls, ledger.masked, ledger.elided) == (3, 3, 2)
+
+
+def test_easycache_after_us(tiny: Any) -> None:
+    tiny.comfy.load_extra("nodes_easycache.py")
+    inputs = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+    model = tiny.comfy.execute("EasyCache", model=tiny.accelerated(), **inputs)[0]
+    assert torch.isfinite(tiny.sample(model, steps=12)).all()
+    assert tiny.leftovers() == []
