@@ -358,7 +358,7 @@ def explain_failure(what: str, output: str, log: Path) -> str:
         return f"No network while {what}: the package index did not answer; connect, or set pip's proxy or mirror, and try again."
     if "from versions: none" in output:
         this = f"Python {platform.python_version()} on {sys.platform} {platform.machine()}"
-        return f"pip found nothing while {what}: either there is no network, or the package index has nothing for {this} (use another Python)."
+        return f"pip found nothing while {what}: no network, or the package index has nothing for {this} (then use another Python)."
     if "No space left on device" in output or "Errno 28" in output:
         return f"The disk is full while {what}: free some space, or set `SAFE_DIT_HOME` to a larger disk."
     return f"Failed while {what}: {last_line(output)} (everything it said: {copy_of_log(log)})."

@@ -18,8 +18,8 @@ class SafeDitDemoModel(io.ComfyNode):
             display_name="SAFE-DiT Demo Model",
             category="SAFE-DiT",
             description=(
-                "Loads the small text-to-image transformer shipped with the pack, to try the other nodes without a download. It draws coloured "
-                "shapes at named places, from a closed vocabulary, at 256 to 512 pixels: "
+                "Loads the small text-to-image transformer shipped with the pack, to try the other nodes without a download. It draws "
+                "coloured shapes at named places, from a closed vocabulary, at 256 to 512 pixels: "
                 "\"a large red circle at the top left, blue striped background\"."
             ),
             search_aliases=["demo", "example model", "safe-dit"],

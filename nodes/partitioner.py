@@ -65,7 +65,7 @@ class SafeDitPartitioner(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Painted by you: tokens under it are always computed, whatever the map says. Any size; it is scaled to the latent.",
+                    tooltip="Painted by you: tokens under it are always computed, whatever the map says. Any size; it is scaled.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the partition attached.")],

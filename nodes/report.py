@@ -25,12 +25,16 @@ class SafeDitReport(io.ComfyNode):
             node_id="SafeDitReport",
             display_name="SAFE-DiT Report",
             category="SAFE-DiT",
-            description="Shows what the sampler before it did: steps by kind, tokens computed, masks, memory and time. Passes the latent on.",
+            description=(
+                "Shows what the sampler before it did: steps by kind, tokens computed, masks, memory and time. Passes the latent on."
+            ),
             search_aliases=["report", "token map", "sensitivity", "statistics", "safe-dit"],
             inputs=[io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged.")],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The latent that came in."),
-                io.Mask.Output(display_name="sensitivity", tooltip="How strongly the prompt acts on each token, 0 to 1, at 8 times the latent's size."),
+                io.Mask.Output(
+                    display_name="sensitivity", tooltip="How strongly the prompt acts on each token, 0 to 1, at 8 times the latent's size."
+                ),
                 io.Image.Output(display_name="token map", tooltip="The map in colour; tokens held between refreshes are dimmed."),
                 io.String.Output(display_name="text", tooltip="The run in words."),
             ],

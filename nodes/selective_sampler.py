@@ -23,8 +23,8 @@ class SafeDitSelectiveSampler(io.ComfyNode):
             display_name="Selective Update Sampler",
             category="SAFE-DiT",
             description=(
-                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, the others keep their last "
-                "prediction. Needs a model with a Prompt Token Partitioner."
+                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, the others keep their "
+                "last prediction. Needs a model with a Prompt Token Partitioner."
             ),
             search_aliases=["sampler", "selective", "refresh", "accelerate", "safe-dit"],
             inputs=[
@@ -33,7 +33,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     default=DEFAULTS.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
-                    tooltip="Every so many steps all tokens are computed afresh. Higher: faster, further from the full picture. 1: every step.",
+                    tooltip="Every so many steps all tokens are computed afresh. Higher: faster, further from the full picture. 1: all steps.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -23,8 +23,8 @@ class SafeDitSensitivityCFG(io.ComfyNode):
             display_name="Sensitivity-Weighted CFG",
             category="SAFE-DiT",
             description=(
-                "Guides tokens the prompt acts on with one scale and the rest with another. It changes the picture on purpose. The sampler's "
-                "own CFG is used during warm-up and replaced afterwards; at CFG 1 there is nothing to weight."
+                "Guides tokens the prompt acts on with one scale and the rest with another. It changes the picture on purpose. The "
+                "sampler's own CFG is used during warm-up and replaced afterwards; at CFG 1 there is nothing to weight."
             ),
             search_aliases=["cfg", "guidance", "spatial cfg", "sensitivity", "safe-dit"],
             inputs=[

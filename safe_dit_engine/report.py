@@ -107,7 +107,10 @@ class RunReport:
 
 
 def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
-    """Live message of one evaluation, without the ids the host adds. Bits are little-endian, row-major; None on dense steps (all active)."""
+    """Live message of one evaluation, without the ids the host adds.
+
+    `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active. `sens`: bytes, on dense steps only.
+    """
     partition = report.partition
     selective = record.kind is StepKind.SELECTIVE and partition is not None
     return {

@@ -83,7 +83,7 @@ class Run:
         if not wanted:
             return None
         if len(latent_shape) != 4:
-            self.note(f"The latent has {len(latent_shape)} dimensions where [images, channels, height, width] is expected; the run is dense.")
+            self.note(f"The latent has {len(latent_shape)} dimensions where [images, channels, height, width] is expected; it runs dense.")
             return None
         fit = find_backbone(module)
         if fit.backbone is None:

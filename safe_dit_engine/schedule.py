@@ -32,10 +32,11 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
-            raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give a whole number from 1 (dense) to {MAX_REFRESH_INTERVAL}.")
+            allowed = f"a whole number from 1 (dense) to {MAX_REFRESH_INTERVAL}"
+            raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give {allowed}.")
         if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
             raise ValueError(
-                f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1 with the start not after the end."
+                f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."
             )
 
 

@@ -172,7 +172,7 @@ def test_no_network_is_one_sentence_and_the_next_run_starts_anew(tmp_path: Path)
         ("WARNING: Retrying ... NewConnectionError('...')\nERROR: No matching distribution found for torch", "No network"),
         ("ERROR: Could not find a version that satisfies the requirement torch (from versions: none)", "another Python"),
         ("OSError: [Errno 28] No space left on device", "disk is full"),
-        ("Collecting x\nERROR: Cannot install a and b because they conflict.\nhint: try harder", "Cannot install a and b because they conflict"),
+        ("Collecting x\nERROR: Cannot install a and b: they conflict.\nhint: try harder", "Cannot install a and b: they conflict"),
     ],
 )
 def test_failures_are_explained(output: str, sentence: str, tmp_path: Path) -> None:

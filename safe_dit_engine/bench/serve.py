@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import sys
 import time
@@ -45,27 +44,29 @@ def start_url(server: ComfyServer, workflow: str) -> str:
     return f"{server.url}/?" + urllib.parse.urlencode({"template": workflow, "source": PACK_NAME})
 
 
+def serve(server: ComfyServer, workflow: str, open_browser: bool) -> None:
+    """Show the address, and the page if wanted, and stay until the server ends."""
+    add_workflows(server)
+    url = start_url(server, workflow)
+    sys.stdout.write(f"ComfyUI with SAFE-DiT is at {url}\nIts folder {server.base} goes away at the end. Ctrl-C ends it.\n")
+    sys.stdout.flush()
+    if open_browser:
+        webbrowser.open(url)
+    while server.alive():
+        time.sleep(0.5)
+
+
 def main(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C."""
     options, rest = parse(argv)
     sys.stdout.write("Starting ComfyUI ...\n")
+    sys.stdout.flush()
     try:
         with ComfyServer(cpu=options.cpu or not has_accelerator(), extra_args=rest) as server:
-            add_workflows(server)
-            url = start_url(server, options.workflow)
-            sys.stdout.write(f"ComfyUI with SAFE-DiT is at {url}\nIts folder {server.base} goes away at the end. Ctrl-C ends it.\n")
-            sys.stdout.flush()
-            if not options.no_browser:
-                webbrowser.open(url)
-            with contextlib.suppress(KeyboardInterrupt):
-                wait_for_end(server)
+            serve(server, options.workflow, not options.no_browser)
     except ServerError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stdout.write("Stopped.\n")
     return 0
-
-
-def wait_for_end(server: ComfyServer) -> None:
-    """Return when the server has ended by itself."""
-    while server.alive():
-        time.sleep(0.5)

@@ -37,7 +37,9 @@ RUN = "safe_dit_run"
 OVERRIDE = "optimized_attention_override"
 
 # Patches that want the image at full length after a block.
-FULL_LENGTH_PATCHES = frozenset({"double_block", "single_block", "noise_refiner", "attn1_patch", "attn1_output_patch", "attn2_patch", "post_input"})
+FULL_LENGTH_PATCHES = frozenset(
+    {"double_block", "single_block", "noise_refiner", "attn1_patch", "attn1_output_patch", "attn2_patch", "post_input"}
+)
 
 Executor = Callable[..., Any]
 

@@ -275,7 +275,8 @@ def advanced(tiny: Any, model: Any, sampler: Any, guider: Any = None, sigmas: Te
     noise = comfy.execute("RandomNoise", noise_seed=3)[0]
     with torch.inference_mode(), tiny.executing("sampler"):
         inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas}
-        latent: dict[str, Tensor] = comfy.execute("SamplerCustomAdvanced", latent_image={"samples": torch.zeros(1, 16, 16, 16)}, **inputs)[0]
+        empty = {"samples": torch.zeros(1, 16, 16, 16)}
+        latent: dict[str, Tensor] = comfy.execute("SamplerCustomAdvanced", latent_image=empty, **inputs)[0]
     return latent["samples"]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from safe_dit_engine.masks import MaskLedger, MaskMode, certify, explicit_attention
 
-SPECIAL = [0.0, -0.0, 0.25, 1.0, -1.0, 60.0, -60.0, 1e4, -1e4, -1e9, float("-inf"), float("inf"), float("nan"), torch.finfo(torch.float32).min]
+INFINITE = [float("-inf"), float("inf"), float("nan"), torch.finfo(torch.float32).min]
+SPECIAL = [0.0, -0.0, 0.25, 1.0, -1.0, 60.0, -60.0, 1e4, -1e4, -1e9, *INFINITE]
 
 
 @st.composite
