@@ -45,14 +45,14 @@ class SafeDitAccelerate(io.ComfyNode):
                     min=MIN_KEEP_RATIO,
                     max=1.0,
                     step=0.05,
-                    tooltip="Custom only. Share of image tokens computed between refreshes. 1.0: all, the same picture as without the node.",
+                    tooltip="Custom only. Share of tokens computed between refreshes. 1.0: all, the same picture as without the node.",
                 ),
                 io.Int.Input(
                     "refresh_interval",
                     default=default.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
-                    tooltip="Custom only. Every so many steps all tokens are computed. 1: every step, the same picture as without the node.",
+                    tooltip="Custom only. All tokens are computed every so many steps. 1: always, the same picture as without the node.",
                 ),
                 io.Int.Input(
                     "warmup_steps",

@@ -33,7 +33,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     default=DEFAULTS.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
-                    tooltip="Every so many steps all tokens are computed afresh. Higher: faster, further from the full picture. 1: all steps.",
+                    tooltip="All tokens are computed every so many steps. Higher: faster, further from the full picture. 1: always.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -20,7 +20,7 @@ from .backbones import Backbone, BlockGroup
 from .cache import BranchCache, Branches
 from .partition import Partition
 from .rows import gather_rows, repeat_rows, write_rows_
-from .sensitivity import Evidence, image_to_text
+from .sensitivity import KEY_STRIDE, Evidence, image_to_text
 
 EVIDENCE_LAYERS = 4
 
@@ -187,7 +187,7 @@ class ModelCall:
         image = slice(start, start + self._tokens)
         for position in self.plan.evidence_of:
             queries, keys = (_with_heads(x.chunk(len(self.branches))[position], heads, heads_first) for x in (q, k))
-            self._evidence.add_attention(image_to_text(queries, keys, slice(0, start), image, scale))
+            self._evidence.add_attention(image_to_text(queries, keys, slice(0, start), image, scale, KEY_STRIDE))
 
     # Result
 

@@ -200,7 +200,9 @@ class Run:
 
     @property
     def _collecting(self) -> bool:
-        if self._backbone is None or self.kind is not StepKind.WARMUP:
+        # A map nobody reads is not worth its time.
+        wanted = self._may_select or self.config.guidance is not None or self.config.schedule is None
+        if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
             return False
         last_warmup = self.plan.count(StepKind.WARMUP) - 1
         return self.step > last_warmup - self._partitioning.warmup_steps

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from safe_dit_engine.bench.in_process import import_comfyui
 from safe_dit_engine.bench.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ServerError, comfyui_path, place
 
 
@@ -49,20 +50,6 @@ class InProcessComfy:
         return tuple(getattr(node(), node.FUNCTION)(**inputs))
 
 
-def import_comfyui(path: Path, base: Path) -> ModuleType:
-    """Import ComfyUI's `nodes` for the CPU; ComfyUI goes first on the path, else it would find the pack's `nodes/`."""
-    sys.path.insert(0, str(path))
-    args = importlib.import_module("comfy.cli_args").args
-    args.cpu = True
-    # ComfyUI's default on the CPU cuts queries into chunks by their number, which rounds differently for other row counts.
-    args.use_pytorch_cross_attention = True
-    args.base_directory = str(base)
-    nodes = importlib.import_module("nodes")
-    if Path(str(nodes.__file__)).parent != path:
-        raise ServerError(f"`import nodes` gave {nodes.__file__} instead of ComfyUI's: import no `nodes` before the `comfy` fixture.")
-    return nodes
-
-
 @pytest.fixture(scope="session")
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> InProcessComfy:
     """ComfyUI in this process, on the CPU, with the pack's node classes in `comfy.node_classes`."""
@@ -70,7 +57,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> InProcessComfy:
     base = tmp_path_factory.mktemp("comfyui")
     for name in BASE_FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
-    nodes = import_comfyui(path, base)
+    nodes = import_comfyui(base=base)
     folder = base / "custom_nodes" / PACK_NAME
     place(PACK_ROOT, folder)
     loaded = asyncio.run(nodes.load_custom_node(str(folder)))

@@ -54,6 +54,14 @@ def test_joint_softmax_mass() -> None:
     assert torch.allclose(image_to_text(q, k, slice(0, 4), slice(4, 10)), full[:, 4:, :4], atol=1e-6)
 
 
+def test_sampled_keys_estimate_the_same_mass() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 4, 4 + 576, 16, generator=generator) for _ in range(2))
+    exact = image_to_text(q, k, slice(0, 4), slice(4, 580))
+    assert torch.allclose(image_to_text(q, k, slice(0, 4), slice(4, 580), stride=4), exact, rtol=0.35)
+    assert torch.allclose(image_to_text(q, k, slice(0, 4), slice(4, 580), stride=4).mean(), exact.mean(), rtol=0.05)
+
+
 def test_sinks_do_not_count() -> None:
     """A sink takes most of the mass from everywhere; the word that only some tokens look at decides."""
     mass = torch.full((1, 6, 3), 0.01)
