@@ -84,7 +84,7 @@ def select_rows(sensitivity: Tensor, keep_ratio: float, forced: Tensor | None = 
 
 
 def painted_tokens(painted: Tensor, batch: int, grid: tuple[int, int]) -> Tensor:
-    """Bool `[batch, h, w]`: tokens whose mean under the painted mask `[M, H, W]` is above one half; the mask repeats over the batch."""
-    pooled = torch.nn.functional.adaptive_avg_pool2d(painted.float()[:, None], grid)[:, 0]
+    """Bool `[batch, h, w]`: tokens whose mean under the painted mask `[..., H, W]` is above one half; masks repeat over the batch."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(painted.float().reshape(-1, 1, *painted.shape[-2:]), grid)[:, 0]
     repeats = math.ceil(batch / pooled.shape[0])
     return pooled.repeat(repeats, 1, 1)[:batch] > 0.5

@@ -6,6 +6,8 @@ runs after the sampler and finds the run through the prompt's links.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -29,8 +31,10 @@ class LiveRun:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.roles: dict[int, str] = {}
-        self._prompt_id, self._sampler_id = _executing()
-        self._node_id, self._workflow_id = _addressee(self._prompt_id, self._sampler_id)
+        self._prompt_id, sampler_id = _executing()
+        prompt, self._workflow_id = _running(self._prompt_id)
+        self._key = None if sampler_id is None else run_key(prompt, sampler_id)
+        self._node_id = None if sampler_id is None else _addressee(prompt, sampler_id)
 
     def step(self, record: StepRecord) -> None:
         """Tell the frontend of one evaluation."""
@@ -44,16 +48,30 @@ class LiveRun:
         """End the run: log its line, keep its report."""
         report = self.run.close()
         log.info(report.log_line())
-        if self._sampler_id is not None:
-            _reports.pop(self._sampler_id, None)
-            _reports[self._sampler_id] = report
+        if self._key is not None:
+            _reports.pop(self._key, None)
+            _reports[self._key] = report
             while len(_reports) > KEPT_REPORTS:
                 _reports.popitem(last=False)
 
 
 def report_upstream(prompt: dict[str, Any], node_id: str) -> RunReport | None:
     """Report of the nearest node before `node_id` in the prompt that sampled with the pack."""
-    return next((_reports[found] for found in upstream(prompt, node_id) if found in _reports), None)
+    keys = (run_key(prompt, found) for found in upstream(prompt, node_id))
+    return next((_reports[key] for key in keys if key in _reports), None)
+
+
+def run_key(prompt: dict[str, Any], node_id: str) -> str:
+    """What tells the runs of a node apart: the node with everything before it.
+
+    The id alone would not do: a sampler whose SAFE-DiT node is bypassed keeps its id, and ids repeat from workflow to workflow. Outside a
+    server there is no prompt, only the id.
+    """
+    if node_id not in prompt:
+        return node_id
+    made_of = {found: prompt[found] for found in (node_id, *upstream(prompt, node_id)) if found in prompt}
+    content = {found: [node.get("class_type"), node.get("inputs")] for found, node in made_of.items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def upstream(prompt: dict[str, Any], node_id: str) -> Iterator[str]:
@@ -85,18 +103,21 @@ def _executing() -> tuple[str | None, str | None]:
     return (None, None) if context is None else (context.prompt_id, context.node_id)
 
 
-def _addressee(prompt_id: str | None, sampler_id: str | None) -> tuple[str | None, str | None]:
-    """Node the messages are for (the nearest of ours before the sampler, else the sampler), and the workflow's id.
+def _running(prompt_id: str | None) -> tuple[dict[str, Any], str | None]:
+    """The prompt that is running now and its workflow's id; empty outside a server."""
+    server = _server()
+    running = server.prompt_queue.get_current_queue_volatile()[0] if server is not None else ()
+    for _number, running_id, prompt, extra, *_rest in running:
+        if running_id == prompt_id:
+            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+            return prompt, workflow.get("id")
+    return {}, None
+
+
+def _addressee(prompt: dict[str, Any], sampler_id: str) -> str:
+    """Node the messages are for: the nearest of ours before the sampler, else the sampler.
 
     Worked out when sampling starts: the ids a cached node was given may be out of date once it was moved into a subgraph.
     """
-    server = _server()
-    if server is None or prompt_id is None or sampler_id is None:
-        return sampler_id, None
-    running, _ = server.prompt_queue.get_current_queue_volatile()
-    for _number, running_id, prompt, extra, *_rest in running:
-        if running_id == prompt_id:
-            ours = (found for found in upstream(prompt, sampler_id) if prompt[found].get("class_type") in NODE_CLASSES)
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return next(ours, sampler_id), workflow.get("id")
-    return sampler_id, None
+    ours = (found for found in upstream(prompt, sampler_id) if found in prompt and prompt[found].get("class_type") in NODE_CLASSES)
+    return next(ours, sampler_id)
