@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,18 @@ class RunReport:
         found = Counter(record.kind.value for record in self.evaluations)
         return {kind.value: found[kind.value] for kind in StepKind if found[kind.value]}
 
+    # Packed once a run: reading the map off a GPU at every step would stall it.
+
+    @cached_property
+    def mask_bits(self) -> str | None:
+        """Sensitive tokens of the first image; ask once there is a partition or the run is over."""
+        return None if self.partition is None else pack_bits(self.partition.sensitive[0])
+
+    @cached_property
+    def map_bytes(self) -> str | None:
+        """Sensitivity of the first image; ask once there is a map or the run is over."""
+        return None if self.sensitivity is None else pack_bytes(self.sensitivity[0])
+
     def log_line(self) -> str:
         """The run in one line."""
         steps = ", ".join(f"{count} {kind}" for kind, count in self.counts().items()) or "no evaluations"
@@ -92,7 +105,7 @@ class RunReport:
             "w": width,
             "h": height,
             "k": 0 if self.partition is None else self.partition.kept,
-            "mask": None if self.partition is None else pack_bits(self.partition.sensitive[0]),
+            "mask": self.mask_bits,
             "sens": None if self.sensitivity is None else pack_bytes(_pooled(self.sensitivity[0])),
             "steps": [
                 [record.step, record.kind.value, record.rows_active, record.rows_total, round(record.milliseconds, 2)]
@@ -112,7 +125,7 @@ def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
     `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active. `sens`: bytes, on dense steps only.
     """
     partition = report.partition
-    selective = record.kind is StepKind.SELECTIVE and partition is not None
+    selective = record.kind is StepKind.SELECTIVE
     return {
         "v": MESSAGE_VERSION,
         "step": record.step,
@@ -120,9 +133,9 @@ def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
         "kind": record.kind.value,
         "w": partition.grid[1] if partition is not None else 0,
         "h": partition.grid[0] if partition is not None else 0,
-        "k": partition.kept if selective and partition is not None else None,
-        "mask": pack_bits(partition.sensitive[0]) if selective and partition is not None else None,
-        "sens": pack_bytes(report.sensitivity[0]) if report.sensitivity is not None and not selective else None,
+        "k": partition.kept if partition is not None and selective else None,
+        "mask": report.mask_bits if selective else None,
+        "sens": report.map_bytes if report.sensitivity is not None and not selective else None,
         "rows": [record.rows_active, record.rows_total],
         "ms": round(record.milliseconds, 2),
     }
