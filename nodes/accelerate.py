@@ -61,14 +61,28 @@ class SafeDitAccelerate(io.ComfyNode):
                     max=64,
                     tooltip="Custom only. Full steps at the start, in which the node finds out where the prompt acts.",
                 ),
+                io.Float.Input(
+                    "forecast",
+                    default=default.forecast,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip=(
+                        "Custom only. How far tokens that are not computed follow the line through the last two refreshes. "
+                        "0: they keep their last value, and less memory is used. 1: they follow it fully."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, preset: str, keep_ratio: float, refresh_interval: int, warmup_steps: int) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, preset: str, keep_ratio: float, refresh_interval: int, warmup_steps: int, forecast: float
+    ) -> io.NodeOutput:
         """Attach the settings to a copy of the model."""
-        chosen = PRESETS[preset] if preset != CUSTOM else Preset(keep_ratio, refresh_interval, warmup_steps)
+        chosen = PRESETS[preset] if preset != CUSTOM else Preset(keep_ratio, refresh_interval, warmup_steps, forecast)
         return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=chosen.partition(), schedule=chosen.schedule()))
 
 
@@ -77,4 +91,4 @@ def _preset_tooltip() -> str:
         f"{name}: {preset.keep_ratio:.0%} of the tokens between refreshes, all of them every {preset.refresh_interval} steps"
         for name, preset in PRESETS.items()
     ]
-    return "; ".join([*lines, f"{CUSTOM}: the three values below"]) + "."
+    return "; ".join([*lines, f"{CUSTOM}: the four values below"]) + "."

@@ -20,7 +20,7 @@ class SafeDitDemoModel(io.ComfyNode):
             description=(
                 "Loads the small text-to-image transformer shipped with the pack, to try the other nodes without a download. It draws "
                 "coloured shapes at named places, from a closed vocabulary, at 256 to 512 pixels: "
-                "\"a large red circle at the top left, blue striped background\"."
+                "\"a large red circle at the top left on a striped blue background\"."
             ),
             search_aliases=["demo", "example model", "safe-dit"],
             inputs=[],

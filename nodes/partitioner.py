@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy import configure
 from ..safe_dit_engine.partition import MIN_KEEP_RATIO, PartitionConfig, Signal
+from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 
-DEFAULTS = PartitionConfig()
+DEFAULTS = PRESETS[DEFAULT_PRESET].partition()
 
 
 class SafeDitPartitioner(io.ComfyNode):

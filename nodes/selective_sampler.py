@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
+from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
 
-DEFAULTS = ScheduleConfig()
+DEFAULTS = PRESETS[DEFAULT_PRESET].schedule()
 
 
 class SafeDitSelectiveSampler(io.ComfyNode):
@@ -24,7 +25,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
             category="SAFE-DiT",
             description=(
                 "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, the others keep their "
-                "last prediction. Needs a model with a Prompt Token Partitioner."
+                "last prediction or follow its course. Needs a model with a Prompt Token Partitioner."
             ),
             search_aliases=["sampler", "selective", "refresh", "accelerate", "safe-dit"],
             inputs=[
@@ -53,6 +54,18 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="After this part of the run every step is full.",
                 ),
+                io.Float.Input(
+                    "forecast",
+                    default=DEFAULTS.forecast,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip=(
+                        "How far tokens that are not computed follow the line through the last two refreshes. 0: they keep their last "
+                        "value, and less memory is used. 1: they follow it fully."
+                    ),
+                ),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
             ],
             outputs=[io.Sampler.Output(tooltip="The sampler with the schedule, for SamplerCustom and SamplerCustomAdvanced.")],
@@ -66,7 +79,9 @@ class SafeDitSelectiveSampler(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, refresh_interval: int, start_percent: float, end_percent: float, sampler: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, refresh_interval: int, start_percent: float, end_percent: float, forecast: float, sampler: Any = None
+    ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent)
+        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast)
         return io.NodeOutput(SelectiveSampler(sampler if sampler is not None else default_sampler(), schedule))

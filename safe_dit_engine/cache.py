@@ -14,6 +14,8 @@ from torch import Tensor
 
 Branches = tuple[Hashable, ...]
 
+PREVIOUS = " previous"
+
 
 class BranchCache:
     """Tensors by name, stacked over branches along dim 0."""
@@ -21,24 +23,39 @@ class BranchCache:
     def __init__(self) -> None:
         self._stacks: dict[str, dict[Branches, Tensor]] = {}
 
-    def store(self, name: str, branches: Branches, value: Tensor) -> None:
-        """Keep an own copy of `value` `[len(branches) * images, ...]`, replacing what these branches had under `name`."""
+    def store(self, name: str, branches: Branches, value: Tensor, keep_previous: bool = False) -> None:
+        """Keep an own copy of `value` `[len(branches) * images, ...]`, replacing what these branches had under `name`.
+
+        With `keep_previous` the replaced tensor stays to be had from `previous`.
+        """
+        kept = self._take(name, branches)
+        if keep_previous:
+            spare = self._take(name + PREVIOUS, branches)
+            if kept is not None:
+                self._stacks[name + PREVIOUS][branches] = kept
+            kept = spare
+        own = value.detach().clone() if kept is None or kept.shape != value.shape else kept.copy_(value)
+        self._stacks[name][branches] = own
+
+    def previous(self, name: str, branches: Branches) -> Tensor | None:
+        """What `store` replaced last for these branches, or None."""
+        return self.load(name + PREVIOUS, branches) if self.has(name + PREVIOUS, branches) else None
+
+    def _take(self, name: str, branches: Branches) -> Tensor | None:
+        """Remove and return what these branches have under `name`; None if one has nothing."""
         stacks = self._stacks.setdefault(name, {})
-        mine = set(branches)
-        for key in [key for key in stacks if key != branches and mine.intersection(key)]:
-            _keep_others(stacks, key, mine)
-        kept = stacks.get(branches)
-        if kept is not None and kept.shape == value.shape:
-            kept.copy_(value)
-        else:
-            stacks[branches] = value.detach().clone()
+        taken = self.load(name, branches) if self.has(name, branches) else None
+        _release(stacks, branches)
+        stacks.pop(branches, None)
+        return taken
 
     def load(self, name: str, branches: Branches) -> Tensor:
         """The stored tensor for exactly these branches in this order; writing to it writes to the cache. KeyError if one is missing."""
         stacks = self._stacks.get(name, {})
         if branches not in stacks:
-            pieces = [_piece(stacks, branch) for branch in branches]
-            self.store(name, branches, torch.cat(pieces))
+            stacked = torch.cat([_piece(stacks, branch) for branch in branches])
+            _release(stacks, branches)
+            stacks[branches] = stacked
         return stacks[branches]
 
     def has(self, name: str, branches: Sequence[Hashable]) -> bool:
@@ -48,10 +65,9 @@ class BranchCache:
 
     def drop(self, branches: Branches) -> None:
         """Forget everything these branches had."""
-        mine = set(branches)
         for stacks in self._stacks.values():
-            for key in [key for key in stacks if mine.intersection(key)]:
-                _keep_others(stacks, key, mine)
+            _release(stacks, branches)
+            stacks.pop(branches, None)
 
     @property
     def bytes(self) -> int:
@@ -70,8 +86,10 @@ def _piece(stacks: dict[Branches, Tensor], branch: Hashable) -> Tensor:
     raise KeyError(branch)
 
 
-def _keep_others(stacks: dict[Branches, Tensor], key: Branches, leaving: set[Hashable]) -> None:
-    """Split the stack at `key`: branches that are not `leaving` stay, each on its own."""
-    for branch, piece in zip(key, stacks.pop(key).chunk(len(key)), strict=True):
-        if branch not in leaving:
-            stacks[(branch,)] = piece.clone()
+def _release(stacks: dict[Branches, Tensor], branches: Branches) -> None:
+    """Take these branches out of all other stacks; branches left behind stay, each on its own."""
+    leaving = set(branches)
+    for key in [key for key in stacks if key != branches and leaving.intersection(key)]:
+        for branch, piece in zip(key, stacks.pop(key).chunk(len(key)), strict=True):
+            if branch not in leaving:
+                stacks[(branch,)] = piece.clone()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, BlockGroup
 from .cache import BranchCache, Branches
+from .forecast import extrapolate
 from .partition import Partition
 from .rows import gather_rows, repeat_rows, write_rows_
 from .sensitivity import KEY_STRIDE, Evidence, image_to_text
@@ -30,11 +31,17 @@ DENOISED = "denoised"
 
 @dataclass(frozen=True)
 class CallPlan:
-    """What one call does. `partition` set: selective. `capture`: remember for later. `evidence_of`: branch positions to look at."""
+    """What one call does.
+
+    `partition` set: selective. `capture`: remember for later, and with `keep_previous` the anchor before, too. `evidence_of`: branch
+    positions to look at. `ahead`: how far a selective call follows the line through the last two anchors, in units of their distance.
+    """
 
     partition: Partition | None = None
     capture: bool = False
     evidence_of: tuple[int, ...] = ()
+    keep_previous: bool = False
+    ahead: float = 0.0
 
 
 class ModelCall:
@@ -173,14 +180,17 @@ class ModelCall:
             return self._spliced(f"{name}.k", k, dim), self._spliced(f"{name}.v", v, dim)
         self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
         if self.plan.capture:
-            self._cache.store(f"{name}.k", self.branches, k)
-            self._cache.store(f"{name}.v", self.branches, v)
+            self._cache.store(f"{name}.k", self.branches, k, self.plan.keep_previous)
+            self._cache.store(f"{name}.v", self.branches, v, self.plan.keep_previous)
         if self.block in self._watched:
             self._collect(q, k, heads, heads_first, scale)
         return k, v
 
     def _spliced(self, name: str, fresh: Tensor, dim: int) -> Tensor:
-        return write_rows_(self._cache.load(name, self.branches), self._rows(), fresh, dim)
+        return write_rows_(self._forecast(name), self._rows(), fresh, dim)
+
+    def _forecast(self, name: str) -> Tensor:
+        return extrapolate(self._cache.load(name, self.branches), self._cache.previous(name, self.branches), self.plan.ahead)
 
     def _collect(self, q: Tensor, k: Tensor, heads: int, heads_first: bool, scale: float | None) -> None:
         start = self._image_start(self._backbone.main, k.shape[2 if heads_first else 1])
@@ -203,13 +213,13 @@ class ModelCall:
             return denoised
         if self.plan.partition is None:
             if self.plan.capture:
-                self._cache.store(DENOISED, self.branches, denoised)
+                self._cache.store(DENOISED, self.branches, denoised, self.plan.keep_previous)
             return denoised
         height, width = denoised.shape[-2:]
         fresh = self.plan.partition.pixels(self._backbone.patch(self._module), height, width).to(denoised.device)
         if fresh.shape[0] > 1:
             fresh = fresh.repeat(len(self.branches), 1, 1, 1)
-        return torch.where(fresh, denoised, self._cache.load(DENOISED, self.branches))
+        return torch.where(fresh, denoised, self._forecast(DENOISED))
 
 
 def _with_heads(x: Tensor, heads: int, heads_first: bool) -> Tensor:

@@ -29,9 +29,9 @@ class PartitionConfig:
     half) are always sensitive.
     """
 
-    keep_ratio: float = 0.25
+    keep_ratio: float = 0.15
     signal: Signal = Signal.ATTENTION
-    warmup_steps: int = 3
+    warmup_steps: int = 5
     smoothing: float = 0.7
     painted: Tensor | None = None
 

@@ -15,6 +15,7 @@ class Preset:
     keep_ratio: float
     refresh_interval: int
     warmup_steps: int
+    forecast: float
 
     def partition(self) -> PartitionConfig:
         """How tokens are split."""
@@ -22,12 +23,13 @@ class Preset:
 
     def schedule(self) -> ScheduleConfig:
         """Which steps are anchors."""
-        return ScheduleConfig(refresh_interval=self.refresh_interval)
+        return ScheduleConfig(refresh_interval=self.refresh_interval, forecast=self.forecast)
 
 
 DEFAULT_PRESET = "balanced"
+# Chosen on the demo model at 512 px, 20 euler steps, by distance to dense at equal cost (docs/experiments.md).
 PRESETS = {
-    "quality": Preset(keep_ratio=0.5, refresh_interval=3, warmup_steps=4),
-    "balanced": Preset(keep_ratio=0.25, refresh_interval=4, warmup_steps=3),
-    "fast": Preset(keep_ratio=0.2, refresh_interval=6, warmup_steps=2),
+    "quality": Preset(keep_ratio=0.3, refresh_interval=2, warmup_steps=4, forecast=0.6),
+    "balanced": Preset(keep_ratio=0.15, refresh_interval=3, warmup_steps=5, forecast=0.6),
+    "fast": Preset(keep_ratio=0.15, refresh_interval=4, warmup_steps=5, forecast=0.6),
 }

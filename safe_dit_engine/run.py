@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .backbones import Backbone, find_backbone
 from .cache import BranchCache
 from .execution import DENOISED, CallPlan, ModelCall
+from .forecast import reach
 from .guidance import GuidanceConfig, scale_map, to_pixels
 from .masks import MaskLedger, MaskMode
 from .partition import Partition, PartitionConfig, Signal, painted_tokens, select_rows
@@ -76,6 +77,9 @@ class Run:
         self.plan = plan_steps(self.report.total_steps, self._partitioning.warmup_steps, interval, window)
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._obstructed = False
+        self._forecast = config.schedule.forecast if config.schedule is not None else 0.0
+        self._captured: dict[Hashable, tuple[float, float | None]] = {}
+        self._sigma = self.sigmas[0]
         self._begin_step(0)
 
     def _fit(self, module: nn.Module, latent_shape: tuple[int, ...]) -> Backbone | None:
@@ -115,6 +119,7 @@ class Run:
 
     def begin_evaluation(self, sigma: float) -> None:
         """A model evaluation at noise level `sigma` begins."""
+        self._sigma = sigma
         self._begin_step(step_of_sigma(self.sigmas, sigma))
         if self._backbone is not None and self.kind is not StepKind.WARMUP:
             self._settle_map()
@@ -183,8 +188,10 @@ class Run:
         partition = self.report.partition
         ready = self._may_select and not self._blocked and self.kind is StepKind.SELECTIVE
         if ready and partition is not None and self.cache.has(DENOISED, keys):
-            return CallPlan(partition=partition)
-        return CallPlan(capture=self._must_capture, evidence_of=self._to_look_at(branches))
+            anchors = {self._captured[key] for key in keys}
+            distance = reach(self._sigma, *anchors.pop()) if len(anchors) == 1 else 0.0
+            return CallPlan(partition=partition, ahead=self._forecast * distance)
+        return CallPlan(capture=self._must_capture, keep_previous=self._forecast > 0.0, evidence_of=self._to_look_at(branches))
 
     def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
         return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
@@ -195,7 +202,8 @@ class Run:
 
     @property
     def _must_capture(self) -> bool:
-        following = self.plan[self.step : self.step + 2]
+        # A line needs two anchors, so the one before the last counts too.
+        following = self.plan[self.step : self.step + (2 if self._forecast == 0.0 else 3)]
         return self._may_select and StepKind.SELECTIVE in following
 
     @property
@@ -215,6 +223,9 @@ class Run:
             self._selective_allowed = False
             self.cache.clear()
             self.note("Dense, because the model masks attention per query.")
+        if call.plan.capture and call.executed:
+            for branch in call.branches:
+                self._captured[branch] = (self._sigma, self._captured.get(branch, (None,))[0])
         return call.finish(denoised)
 
     # Map and partition

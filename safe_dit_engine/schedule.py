@@ -24,16 +24,22 @@ class StepKind(str, Enum):
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense."""
+    """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
+
+    `forecast`: how far what is not computed follows the line through the last two anchors: 0 holds the last (the paper), 1 follows it.
+    """
 
     refresh_interval: int = 4
     start_percent: float = 0.0
     end_percent: float = 1.0
+    forecast: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
             allowed = f"a whole number from 1 (dense) to {MAX_REFRESH_INTERVAL}"
             raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give {allowed}.")
+        if not 0.0 <= self.forecast <= 1.0:
+            raise ValueError(f"`forecast` is {self.forecast}; give a number from 0 (hold) to 1 (follow the line).")
         if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
             raise ValueError(
                 f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 import urllib.parse
@@ -59,6 +60,8 @@ def serve(server: ComfyServer, workflow: str, open_browser: bool) -> None:
 def main(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C."""
     options, rest = parse(argv)
+    # Told to stop is as good as Ctrl-C: the server must not live on without us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout.write("Starting ComfyUI ...\n")
     sys.stdout.flush()
     try:

@@ -84,9 +84,9 @@ class TinyNextDiT:
         """A conditioning with random text rows."""
         return [[torch.randn(1, tokens, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)), extras]]
 
-    def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, model: Any = None) -> Any:
+    def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, forecast: float = 0.0, model: Any = None) -> Any:
         """The model through the Accelerate node with own values."""
-        inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup}
+        inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, "forecast": forecast}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.model, **inputs)[0]
 
     def sample(self, model: Any, **changes: Any) -> torch.Tensor:

@@ -22,9 +22,10 @@ def dense(tiny: Any) -> Tensor:
 # Identity
 
 
+@pytest.mark.parametrize("forecast", [0.0, 0.6])
 @pytest.mark.parametrize(("keep", "interval"), [(1.0, 4), (0.25, 1), (1.0, 1)])
-def test_identity_bit_for_bit(tiny: Any, dense: Tensor, keep: float, interval: int) -> None:
-    assert torch.equal(tiny.sample(tiny.accelerated(keep, interval)), dense)
+def test_identity_bit_for_bit(tiny: Any, dense: Tensor, keep: float, interval: int, forecast: float) -> None:
+    assert torch.equal(tiny.sample(tiny.accelerated(keep, interval, forecast=forecast)), dense)
     assert SELECTIVE not in tiny.report().counts()
 
 
@@ -33,6 +34,11 @@ def test_the_picture_does_change_when_it_may(tiny: Any, dense: Tensor) -> None:
     assert not torch.equal(tiny.sample(tiny.accelerated()), dense)
     assert tiny.report().counts() == {"warmup": 2, "anchor": 1, "selective": 5}
     assert 0.3 < tiny.report().rows_computed_share < 0.75
+
+
+def test_a_forecast_changes_what_is_held(tiny: Any) -> None:
+    held, followed = (tiny.sample(tiny.accelerated(forecast=forecast)) for forecast in (0.0, 0.6))
+    assert not torch.equal(held, followed)
 
 
 def test_partition_and_masks_alone_change_nothing(tiny: Any, dense: Tensor) -> None:
@@ -176,10 +182,11 @@ def split_calls(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny.model.model, "memory_required", memory_required)
 
 
-def test_splitting_cond_and_uncond_changes_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = tiny.sample(tiny.accelerated())
+@pytest.mark.parametrize("forecast", [0.0, 0.6])
+def test_splitting_cond_and_uncond_changes_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch, forecast: float) -> None:
+    together = tiny.sample(tiny.accelerated(forecast=forecast))
     split_calls(tiny, monkeypatch)
-    apart = tiny.sample(tiny.accelerated())
+    apart = tiny.sample(tiny.accelerated(forecast=forecast))
     assert tiny.report().counts()[SELECTIVE] == 5
     assert (together - apart).abs().max() <= 1e-5 * together.abs().max()
 
@@ -261,7 +268,7 @@ def test_four_nodes_do_what_accelerate_does(tiny: Any) -> None:
     comfy.load_extra("nodes_custom_sampler.py")
     model = comfy.execute("SafeDitMaskElision", model=tiny.model, mode="elide")[0]
     model = comfy.execute("SafeDitPartitioner", model=model, keep_ratio=0.25, signal="attention", warmup_steps=2, smoothing=0.7)[0]
-    sampler = comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0)[0]
+    sampler = comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0, forecast=0.0)[0]
     assert torch.equal(advanced(tiny, model, sampler), tiny.sample(tiny.accelerated()))
 
 
@@ -292,7 +299,7 @@ def test_a_guider_used_twice(tiny: Any) -> None:
 
 def test_selective_sampler_without_a_partitioner_says_so(tiny: Any, dense: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     tiny.comfy.load_extra("nodes_custom_sampler.py")
-    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0)[0]
+    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0, forecast=0.0)[0]
     with caplog.at_level("WARNING", "safe_dit"):
         assert torch.equal(advanced(tiny, tiny.model, sampler), dense)
     assert "without a Prompt Token Partitioner" in caplog.text
@@ -300,7 +307,7 @@ def test_selective_sampler_without_a_partitioner_says_so(tiny: Any, dense: Tenso
 
 def test_selective_window(tiny: Any) -> None:
     tiny.comfy.load_extra("nodes_custom_sampler.py")
-    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=64, start_percent=0.0, end_percent=0.5)[0]
+    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=64, start_percent=0.0, end_percent=0.5, forecast=0.0)[0]
     advanced(tiny, tiny.accelerated(), sampler)
     kinds = [record.kind.value for record in tiny.report().evaluations]
     assert kinds[-1] == "anchor" and SELECTIVE in kinds
