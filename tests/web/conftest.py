@@ -1,0 +1,150 @@
+"""ComfyUI's real frontend in a real browser."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from safe_dit_engine.bench.server import PACK_ROOT, ComfyServer
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+# They are kept by the server, so whatever a test relies on is set, whichever test ran before.
+SETTINGS = {
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Validation.Workflows": True,
+    "Comfy.Locale": "en",
+    "Comfy.Workflow.Persist": False,
+}
+READY = "window.app?.vueAppReady && app.extensionManager && app.graph && !document.querySelector('.p-blockui-mask')"
+EMPTY: dict[str, Any] = {"id": "1d1f0f2e-2e1b-4b52-8a9c-5f0a7d1c9e33", "version": 0.4, "nodes": [], "links": [], "groups": []}
+
+# Listeners come before the queueing: a prompt may be over before `queuePrompt` returns.
+QUEUE = """async () => {
+    const run = window.safeDitRun = { ended: null, steps: [], outputs: {} };
+    const listen = (kind, take) => app.api.addEventListener(kind, ({ detail }) => window.safeDitRun === run && take(detail));
+    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+        listen(kind, (detail) => { run.ended ??= [kind, detail] });
+    listen('safe_dit.step', (detail) => run.steps.push(detail));
+    listen('executed', ({ node, output }) => { run.outputs[node] = output });
+    return await app.queuePrompt(0);
+}"""
+
+
+@dataclass
+class PageRun:
+    """What the page heard of one prompt: how it ended, step messages, and outputs by node id."""
+
+    ended: str
+    detail: dict[str, Any]
+    steps: list[dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Frontend:
+    """One open page, and everything that went wrong in it."""
+
+    page: Page
+    server: ComfyServer
+    errors: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        """Collect console errors and exceptions nobody caught."""
+        self.page.on("console", self._note)
+        self.page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            place = message.location.get("url", "").replace(self.server.url, "")
+            self.errors.append(f"{message.text} [{place}]")
+
+    def open(self, address: str = "/") -> None:
+        """Go to the server and wait until the graph can be worked with."""
+        self.page.goto(self.server.url + address, wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=120_000)
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow as its file does."""
+        self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow, true, true, 'test') }", workflow)
+
+    def load_file(self, name: str) -> dict[str, Any]:
+        """Open one of the pack's workflows; its content."""
+        workflow = read_workflow(name)
+        self.load(workflow)
+        return workflow
+
+    def set_widgets(self, **values: Any) -> None:
+        """Set every widget of these names on all nodes."""
+        self.page.evaluate(
+            """(values) => app.graph.nodes.forEach((node) => node.widgets?.forEach((widget) => {
+                if (widget.name in values) widget.value = values[widget.name];
+            }))""",
+            values,
+        )
+
+    def serialize(self) -> dict[str, Any]:
+        """The workflow as the frontend would save it."""
+        saved: dict[str, Any] = json.loads(self.page.evaluate("JSON.stringify(app.graph.serialize())"))
+        return saved
+
+    def prompt(self) -> dict[str, dict[str, Any]]:
+        """The API prompt that queueing would send."""
+        prompt: dict[str, dict[str, Any]] = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        return prompt
+
+    def queue(self, timeout: float = 180.0) -> PageRun:
+        """Press Run, and wait for the end."""
+        assert self.page.evaluate(QUEUE), "the frontend did not queue the prompt"
+        self.page.wait_for_function("window.safeDitRun.ended", timeout=1000 * timeout)
+        run = self.page.evaluate("window.safeDitRun")
+        ended, detail = run["ended"]
+        return PageRun(ended, detail, run["steps"], run["outputs"])
+
+
+def read_workflow(name: str) -> dict[str, Any]:
+    """The content of one of the pack's workflow files."""
+    workflow: dict[str, Any] = json.loads((PACK_ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return workflow
+
+
+@pytest.fixture(scope="module")
+def browser(browser_path: str) -> Iterator[Browser]:
+    """One browser for a file's tests. Not for the session: Playwright's event loop would stay, and nobody after it could run their own."""
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def frontend(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
+    """A fresh page on the server."""
+    server.post_json("/settings", SETTINGS)
+    context = browser.new_context(viewport={"width": 1600, "height": 900})
+    opened = Frontend(context.new_page(), server)
+    opened.listen()
+    opened.open()
+    yield opened
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def errors_without_us(browser: Browser, server: ComfyServer) -> frozenset[str]:
+    """The errors that ComfyUI's frontend shows with an empty graph."""
+    server.post_json("/settings", SETTINGS)
+    context = browser.new_context(viewport={"width": 1600, "height": 900})
+    opened = Frontend(context.new_page(), server)
+    opened.listen()
+    opened.open()
+    opened.load(EMPTY)
+    opened.page.wait_for_timeout(2000)
+    context.close()
+    return frozenset(opened.errors)

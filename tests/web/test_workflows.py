@@ -1,0 +1,160 @@
+"""The pack's workflows in the real frontend: they load whole, keep every value, run, and can be bypassed."""
+from __future__ import annotations
+
+import io
+import random
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safe_dit_engine.bench.server import PACK_NAME, ComfyServer
+
+from .conftest import Frontend, PageRun, read_workflow
+
+WORKFLOWS = ("quickstart", "four-nodes")
+SMALL = {"width": 256, "height": 256, "steps": 8}
+ACCELERATE, SAVE, REPORT = "SafeDitAccelerate", "SaveImage", "SafeDitReport"
+BYPASSED = 4
+TITLE = 30
+UNKNOWN = "app.graph.nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type]).map((node) => node.type)"
+STEP_FIELDS = {"v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "workflow", "node", "prompt_id"}
+
+
+def id_of(workflow: Mapping[str, Any], node_type: str) -> str:
+    """The id of the one node of a type."""
+    (found,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == node_type)
+    return found
+
+
+def saved_pixels(server: ComfyServer, outputs: Mapping[str, Any], node_id: str) -> np.ndarray:
+    """The one picture that a node saved, as the server shows it."""
+    (image,) = outputs[node_id]["images"]
+    picture = server.view(image["filename"], image.get("subfolder", ""), image["type"])
+    return np.asarray(Image.open(io.BytesIO(picture)))
+
+
+def fresh_seed() -> int:
+    """One no other test used: the server would not sample again."""
+    return random.SystemRandom().randrange(2**32)
+
+
+def run_small(frontend: Frontend, seed: int) -> PageRun:
+    frontend.set_widgets(**SMALL, seed=seed, noise_seed=seed)
+    run = frontend.queue()
+    assert run.ended == "execution_success", run.detail
+    return run
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_file_is_clean(name: str) -> None:
+    """An id of its own, and nothing of the screen it was made on."""
+    workflow = read_workflow(name)
+    assert str(uuid.UUID(workflow["id"])) == workflow["id"]
+    assert workflow["version"] == 0.4
+    assert not workflow["extra"]
+
+
+def test_ids_differ() -> None:
+    assert len({read_workflow(name)["id"] for name in WORKFLOWS}) == len(WORKFLOWS)
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["classic", "nodes2"])
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_loads_whole(frontend: Frontend, errors_without_us: frozenset[str], name: str, vue_nodes: bool) -> None:
+    frontend.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    workflow = frontend.load_file(name)
+    frontend.page.wait_for_timeout(1000)
+    assert frontend.page.evaluate(UNKNOWN) == []
+    assert set(frontend.errors) - errors_without_us == set()
+    after = frontend.serialize()
+    assert after["id"] == workflow["id"]
+    assert sorted(after["links"]) == sorted(workflow["links"])
+    assert kept_by_node(after) == kept_by_node(workflow)
+    assert overlapping(after) == []
+
+
+def overlapping(workflow: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of nodes that cover each other, titles included."""
+    boxes = [(node["type"], *node["pos"], *node["size"]) for node in workflow["nodes"]]
+    return [(first[0], second[0]) for i, first in enumerate(boxes) for second in boxes[:i] if covers(first[1:], second[1:])]
+
+
+def covers(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    (x, y, width, height), (u, v, other_width, other_height) = first, second
+    beside = x >= u + other_width or u >= x + width
+    return not beside and y - TITLE < v + other_height and v - TITLE < y + height
+
+
+def kept_by_node(workflow: Mapping[str, Any]) -> dict[int, Any]:
+    """What must survive loading and saving, by node id; sizes are left out, because Nodes 2.0 makes its own."""
+    kept = ("type", "mode", "title", "widgets_values", "pos")
+    return {node["id"]: {key: node.get(key) for key in kept} for node in workflow["nodes"]}
+
+
+def test_a_missing_node_would_be_seen(frontend: Frontend) -> None:
+    """The check of the loading test can fail."""
+    workflow = read_workflow("quickstart")
+    workflow["nodes"][0]["type"] = "NoSuchNode"
+    frontend.load(workflow)
+    assert frontend.page.evaluate(UNKNOWN) == ["NoSuchNode"]
+
+
+@pytest.mark.parametrize(("name", "addressed"), [("quickstart", ACCELERATE), ("four-nodes", "SafeDitSensitivityCFG")])
+def test_runs_and_sends_live_steps(
+    frontend: Frontend, server: ComfyServer, errors_without_us: frozenset[str], name: str, addressed: str
+) -> None:
+    workflow = frontend.load_file(name)
+    run = run_small(frontend, fresh_seed())
+    assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
+    assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
+    assert [message["step"] for message in run.steps] == list(range(8))
+    assert [message["kind"] for message in run.steps] == ["warmup"] * 5 + ["selective", "selective", "anchor"]
+    for message in run.steps:
+        assert set(message) == STEP_FIELDS
+        ids = {"workflow": workflow["id"], "node": id_of(workflow, addressed), "prompt_id": run.detail["prompt_id"]}
+        assert {key: message[key] for key in ids} == ids
+    (record,) = run.outputs[id_of(workflow, REPORT)]["safe_dit"]
+    assert [step[1] for step in record["steps"]] == [message["kind"] for message in run.steps]
+    assert set(frontend.errors) - errors_without_us == set()
+
+
+def test_bypassed_is_as_if_it_were_not_there(frontend: Frontend, server: ComfyServer) -> None:
+    workflow = frontend.load_file("quickstart")
+    save, report, safe = (id_of(workflow, node_type) for node_type in (SAVE, REPORT, ACCELERATE))
+    seed = fresh_seed()
+    accelerated = saved_pixels(server, run_small(frontend, seed).outputs, save)
+    frontend.page.evaluate("([id, mode]) => { app.graph.getNodeById(id).mode = mode }", [safe, BYPASSED])
+    prompt = frontend.prompt()
+    assert safe not in prompt
+    assert prompt[id_of(workflow, "KSampler")]["inputs"]["model"] == [id_of(workflow, "SafeDitDemoModel"), 0]
+    bypassed = run_small(frontend, seed)
+    assert bypassed.steps == []
+    assert bypassed.outputs[report]["text"][0].startswith("No SAFE-DiT run found before this node")
+    plain = without_report(prompt, id_of(workflow, "KSampler"), report)
+    server.free()
+    result = server.run(plain)
+    assert id_of(workflow, "KSampler") in result.node_seconds
+    dense = saved_pixels(server, {save: result.output(save)}, save)
+    assert np.array_equal(saved_pixels(server, bypassed.outputs, save), dense)
+    assert not np.array_equal(accelerated, dense)
+
+
+def without_report(prompt: dict[str, dict[str, Any]], sampler: str, report: str) -> dict[str, dict[str, Any]]:
+    """The prompt with nothing of the pack but the model, and only the picture as output."""
+    kept = {key: node for key, node in prompt.items() if node["class_type"] not in (REPORT, "PreviewImage", "PreviewAny")}
+    decode = next(node for node in kept.values() if node["class_type"] == "VAEDecode")
+    assert decode["inputs"]["samples"] == [report, 0]
+    decode["inputs"]["samples"] = [sampler, 0]
+    return kept
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_opens_from_the_templates(frontend: Frontend, name: str) -> None:
+    """The address that `dev.py serve` shows."""
+    frontend.open(f"/?template={name}&source={PACK_NAME}")
+    frontend.page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(read_workflow(name)["nodes"]), timeout=30_000)
+    assert kept_by_node(frontend.serialize()) == kept_by_node(read_workflow(name))
