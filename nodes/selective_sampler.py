@@ -66,6 +66,12 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                         "value, and less memory is used. 1: they follow it fully."
                     ),
                 ),
+                io.Boolean.Input(
+                    "widen",
+                    default=DEFAULTS.widen,
+                    advanced=True,
+                    tooltip="Refresh about twice as often in the first half, where the picture still changes fast.",
+                ),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
             ],
             outputs=[io.Sampler.Output(tooltip="The sampler with the schedule, for SamplerCustom and SamplerCustomAdvanced.")],
@@ -80,8 +86,8 @@ class SafeDitSelectiveSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, refresh_interval: int, start_percent: float, end_percent: float, forecast: float, sampler: Any = None
+        cls, refresh_interval: int, start_percent: float, end_percent: float, forecast: float, widen: bool, sampler: Any = None
     ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast)
+        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, widen)
         return io.NodeOutput(SelectiveSampler(sampler if sampler is not None else default_sampler(), schedule))

@@ -31,7 +31,7 @@ class PartitionConfig:
 
     keep_ratio: float = 0.15
     signal: Signal = Signal.ATTENTION
-    warmup_steps: int = 5
+    warmup_steps: int = 4
     smoothing: float = 0.7
     painted: Tensor | None = None
 

@@ -16,6 +16,7 @@ class Preset:
     refresh_interval: int
     warmup_steps: int
     forecast: float
+    widen: bool
 
     def partition(self) -> PartitionConfig:
         """How tokens are split."""
@@ -23,13 +24,13 @@ class Preset:
 
     def schedule(self) -> ScheduleConfig:
         """Which steps are anchors."""
-        return ScheduleConfig(refresh_interval=self.refresh_interval, forecast=self.forecast)
+        return ScheduleConfig(refresh_interval=self.refresh_interval, forecast=self.forecast, widen=self.widen)
 
 
 DEFAULT_PRESET = "balanced"
 # Chosen on the demo model at 512 px, 20 euler steps, by distance to dense at equal cost (docs/experiments.md).
 PRESETS = {
-    "quality": Preset(keep_ratio=0.3, refresh_interval=2, warmup_steps=4, forecast=0.6),
-    "balanced": Preset(keep_ratio=0.15, refresh_interval=3, warmup_steps=5, forecast=0.6),
-    "fast": Preset(keep_ratio=0.15, refresh_interval=4, warmup_steps=5, forecast=0.6),
+    "quality": Preset(keep_ratio=0.3, refresh_interval=2, warmup_steps=4, forecast=0.6, widen=True),
+    "balanced": Preset(keep_ratio=0.15, refresh_interval=3, warmup_steps=4, forecast=0.6, widen=True),
+    "fast": Preset(keep_ratio=0.15, refresh_interval=4, warmup_steps=4, forecast=0.6, widen=True),
 }

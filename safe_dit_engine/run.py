@@ -27,6 +27,9 @@ from .sensitivity import Evidence, guidance_strength
 
 log = logging.getLogger("safe_dit")
 
+# The last warm-up steps know the picture best; looking at more costs time and adds little.
+EVIDENCE_STEPS = 2
+
 
 @dataclass(frozen=True, eq=False)
 class SafeConfig:
@@ -73,11 +76,12 @@ class Run:
         self._images, (self._height, self._width) = latent_shape[0], latent_shape[-2:]
         self._started = time.perf_counter()
         self._backbone = self._fit(module, latent_shape)
-        interval = config.schedule.refresh_interval if config.schedule is not None else 1
-        self.plan = plan_steps(self.report.total_steps, self._partitioning.warmup_steps, interval, window)
+        schedule = config.schedule or ScheduleConfig(refresh_interval=1)
+        warmup = self._partitioning.warmup_steps
+        self.plan = plan_steps(self.report.total_steps, warmup, schedule.refresh_interval, window, schedule.widen)
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._obstructed = False
-        self._forecast = config.schedule.forecast if config.schedule is not None else 0.0
+        self._forecast = schedule.forecast
         self._captured: dict[Hashable, tuple[float, float | None]] = {}
         self._sigma = self.sigmas[0]
         self._begin_step(0)
@@ -212,8 +216,7 @@ class Run:
         wanted = self._may_select or self.config.guidance is not None or self.config.schedule is None
         if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
             return False
-        last_warmup = self.plan.count(StepKind.WARMUP) - 1
-        return self.step > last_warmup - self._partitioning.warmup_steps
+        return self.step >= self.plan.count(StepKind.WARMUP) - EVIDENCE_STEPS
 
     def end_call(self, call: ModelCall, denoised: Tensor) -> Tensor:
         """The prediction a host is to use after a call that ran."""

@@ -26,6 +26,7 @@ class StepKind(str, Enum):
 class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
 
+    `widen`: in the first half of what may be selective, where the picture still changes fast, cycles are about half as long.
     `forecast`: how far what is not computed follows the line through the last two anchors: 0 holds the last (the paper), 1 follows it.
     """
 
@@ -33,6 +34,7 @@ class ScheduleConfig:
     start_percent: float = 0.0
     end_percent: float = 1.0
     forecast: float = 0.0
+    widen: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
@@ -46,23 +48,23 @@ class ScheduleConfig:
             )
 
 
-def plan_steps(total: int, warmup: int, refresh_interval: int, window: tuple[int, int] | None = None) -> tuple[StepKind, ...]:
+def plan_steps(
+    total: int, warmup: int, refresh_interval: int, window: tuple[int, int] | None = None, widen: bool = False
+) -> tuple[StepKind, ...]:
     """Kinds of the `total` steps of a run.
 
     `window` is the half-open range of step indices that may be selective (default: all). Warm-up lasts `warmup` steps, or until the
-    window opens if that is later; its last step serves as the first anchor.
+    window opens if that is later; its last step serves as the first anchor. `widen`: see `ScheduleConfig`.
     """
     first, last = window if window is not None else (0, total)
-    opens = max(first, warmup)
-    return tuple(_kind(step, opens, last, refresh_interval) for step in range(total))
-
-
-def _kind(step: int, opens: int, last: int, refresh_interval: int) -> StepKind:
-    if step < opens:
-        return StepKind.WARMUP
-    if step >= last or (step - opens + 1) % refresh_interval == 0:
-        return StepKind.ANCHOR
-    return StepKind.SELECTIVE
+    opens, closes = min(max(first, warmup), total), min(last, total)
+    short = (refresh_interval + 2) // 2 if widen else refresh_interval
+    kinds = [StepKind.WARMUP] * opens
+    while len(kinds) < closes:
+        length = min(short, refresh_interval) if 2 * len(kinds) < opens + closes else refresh_interval
+        kinds += [StepKind.SELECTIVE] * (length - 1) + [StepKind.ANCHOR]
+    kinds = kinds[: max(opens, closes)]
+    return tuple(kinds + [StepKind.ANCHOR] * (total - len(kinds)))
 
 
 def predicted_share(plan: Sequence[StepKind], selective_share: float) -> float:

@@ -86,7 +86,8 @@ class TinyNextDiT:
 
     def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, forecast: float = 0.0, model: Any = None) -> Any:
         """The model through the Accelerate node with own values."""
-        inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, "forecast": forecast}
+        schedule = {"refresh_interval": interval, "warmup_steps": warmup, "forecast": forecast, "widen": False}
+        inputs = {"preset": "custom", "keep_ratio": keep, **schedule}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.model, **inputs)[0]
 
     def sample(self, model: Any, **changes: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 SELECTIVE = "selective"
+SCHEDULE = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "widen": False}
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_four_nodes_do_what_accelerate_does(tiny: Any) -> None:
     comfy.load_extra("nodes_custom_sampler.py")
     model = comfy.execute("SafeDitMaskElision", model=tiny.model, mode="elide")[0]
     model = comfy.execute("SafeDitPartitioner", model=model, keep_ratio=0.25, signal="attention", warmup_steps=2, smoothing=0.7)[0]
-    sampler = comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0, forecast=0.0)[0]
+    sampler = comfy.execute("SafeDitSelectiveSampler", **SCHEDULE)[0]
     assert torch.equal(advanced(tiny, model, sampler), tiny.sample(tiny.accelerated()))
 
 
@@ -299,7 +300,7 @@ def test_a_guider_used_twice(tiny: Any) -> None:
 
 def test_selective_sampler_without_a_partitioner_says_so(tiny: Any, dense: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     tiny.comfy.load_extra("nodes_custom_sampler.py")
-    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=4, start_percent=0.0, end_percent=1.0, forecast=0.0)[0]
+    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", **SCHEDULE)[0]
     with caplog.at_level("WARNING", "safe_dit"):
         assert torch.equal(advanced(tiny, tiny.model, sampler), dense)
     assert "without a Prompt Token Partitioner" in caplog.text
@@ -307,7 +308,7 @@ def test_selective_sampler_without_a_partitioner_says_so(tiny: Any, dense: Tenso
 
 def test_selective_window(tiny: Any) -> None:
     tiny.comfy.load_extra("nodes_custom_sampler.py")
-    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", refresh_interval=64, start_percent=0.0, end_percent=0.5, forecast=0.0)[0]
+    sampler = tiny.comfy.execute("SafeDitSelectiveSampler", **{**SCHEDULE, "refresh_interval": 64, "end_percent": 0.5})[0]
     advanced(tiny, tiny.accelerated(), sampler)
     kinds = [record.kind.value for record in tiny.report().evaluations]
     assert kinds[-1] == "anchor" and SELECTIVE in kinds

@@ -20,9 +20,17 @@ def test_plan_as_drawn() -> None:
     assert kinds(plan_steps(2, warmup=5, refresh_interval=4)) == "ww"
 
 
-@given(st.integers(0, 60), st.integers(1, 10), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
-def test_plan_laws(total: int, warmup: int, interval: int, first: int, last: int) -> None:
-    plan = plan_steps(total, warmup, interval, (first, last))
+@pytest.mark.parametrize(
+    ("interval", "plan"),
+    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasasasassassass"), (4, "wwwwssassassasssasss")],
+)
+def test_widening_cycles(interval: int, plan: str) -> None:
+    assert kinds(plan_steps(20, warmup=4, refresh_interval=interval, widen=True)) == plan
+
+
+@given(st.integers(0, 60), st.integers(1, 10), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60), st.booleans())
+def test_plan_laws(total: int, warmup: int, interval: int, first: int, last: int, widen: bool) -> None:
+    plan = plan_steps(total, warmup, interval, (first, last), widen)
     assert len(plan) == total
     assert all(kind is StepKind.WARMUP for kind in plan[:warmup])
     selective = [i for i, kind in enumerate(plan) if kind is StepKind.SELECTIVE]

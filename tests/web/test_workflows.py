@@ -112,7 +112,7 @@ def test_runs_and_sends_live_steps(
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
     assert [message["step"] for message in run.steps] == list(range(8))
-    assert [message["kind"] for message in run.steps] == ["warmup"] * 5 + ["selective", "selective", "anchor"]
+    assert [message["kind"] for message in run.steps] == ["warmup"] * 4 + ["selective", "anchor", "selective", "selective"]
     for message in run.steps:
         assert set(message) == STEP_FIELDS
         ids = {"workflow": workflow["id"], "node": id_of(workflow, addressed), "prompt_id": run.detail["prompt_id"]}
