@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+# Further along the line is worse than staying (docs/experiments.md).
+MAX_REACH = 2.0
+
 
 def reach(sigma: float, latest: float, previous: float | None) -> float:
-    """Distance from the latest anchor to `sigma` in units of the distance between the last two; 0 where there is no line."""
+    """Distance from the latest anchor to `sigma` in units of the distance between the last two, bounded; 0 where there is no line."""
     if previous is None or previous == latest:
         return 0.0
-    return (latest - sigma) / (previous - latest)
+    return max(-MAX_REACH, min(MAX_REACH, (latest - sigma) / (previous - latest)))
 
 
 def extrapolate(latest: Tensor, previous: Tensor | None, amount: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from safe_dit_engine.cache import BranchCache
-from safe_dit_engine.forecast import extrapolate, reach
+from safe_dit_engine.forecast import MAX_REACH, extrapolate, reach
 
 
 def test_a_straight_path_is_met_exactly() -> None:
@@ -20,6 +20,11 @@ def test_nothing_moves_at_the_anchor_itself() -> None:
     latest, previous = torch.randn(4), torch.randn(4)
     assert reach(0.7, 0.7, 0.8) == 0.0
     assert extrapolate(latest, previous, 0.0) is latest
+
+
+def test_two_anchors_close_together_do_not_throw_it_far() -> None:
+    assert reach(0.1, latest=0.7, previous=0.7001) == MAX_REACH
+    assert reach(0.9, latest=0.7, previous=0.7001) == -MAX_REACH
 
 
 def test_one_anchor_is_held() -> None:
