@@ -70,7 +70,7 @@ class SafeDitAccelerate(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Custom only. How far tokens that are not computed follow the line through the last two refreshes. "
-                        "0: they keep their last value, and less memory is used. 1: they follow it fully."
+                        "0: they keep their last value. 1: they follow it fully."
                     ),
                 ),
                 io.Boolean.Input(

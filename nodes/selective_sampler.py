@@ -63,7 +63,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "How far tokens that are not computed follow the line through the last two refreshes. 0: they keep their last "
-                        "value, and less memory is used. 1: they follow it fully."
+                        "value. 1: they follow it fully."
                     ),
                 ),
                 io.Boolean.Input(

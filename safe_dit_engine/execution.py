@@ -180,17 +180,14 @@ class ModelCall:
             return self._spliced(f"{name}.k", k, dim), self._spliced(f"{name}.v", v, dim)
         self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
         if self.plan.capture:
-            self._cache.store(f"{name}.k", self.branches, k, self.plan.keep_previous)
-            self._cache.store(f"{name}.v", self.branches, v, self.plan.keep_previous)
+            self._cache.store(f"{name}.k", self.branches, k)
+            self._cache.store(f"{name}.v", self.branches, v)
         if self.block in self._watched:
             self._collect(q, k, heads, heads_first, scale)
         return k, v
 
     def _spliced(self, name: str, fresh: Tensor, dim: int) -> Tensor:
-        return write_rows_(self._forecast(name), self._rows(), fresh, dim)
-
-    def _forecast(self, name: str) -> Tensor:
-        return extrapolate(self._cache.load(name, self.branches), self._cache.previous(name, self.branches), self.plan.ahead)
+        return write_rows_(self._cache.load(name, self.branches), self._rows(), fresh, dim)
 
     def _collect(self, q: Tensor, k: Tensor, heads: int, heads_first: bool, scale: float | None) -> None:
         start = self._image_start(self._backbone.main, k.shape[2 if heads_first else 1])
@@ -219,7 +216,8 @@ class ModelCall:
         fresh = self.plan.partition.pixels(self._backbone.patch(self._module), height, width).to(denoised.device)
         if fresh.shape[0] > 1:
             fresh = fresh.repeat(len(self.branches), 1, 1, 1)
-        return torch.where(fresh, denoised, self._forecast(DENOISED))
+        latest, previous = self._cache.load(DENOISED, self.branches), self._cache.previous(DENOISED, self.branches)
+        return torch.where(fresh, denoised, extrapolate(latest, previous, self.plan.ahead))
 
 
 def _with_heads(x: Tensor, heads: int, heads_first: bool) -> Tensor:

@@ -29,7 +29,7 @@ class PartitionConfig:
     half) are always sensitive.
     """
 
-    keep_ratio: float = 0.15
+    keep_ratio: float = 0.1
     signal: Signal = Signal.ATTENTION
     warmup_steps: int = 4
     smoothing: float = 0.7

@@ -30,7 +30,7 @@ class Preset:
 DEFAULT_PRESET = "balanced"
 # Chosen on the demo model at 512 px, 20 euler steps, by distance to dense at equal cost (docs/experiments.md).
 PRESETS = {
-    "quality": Preset(keep_ratio=0.3, refresh_interval=2, warmup_steps=4, forecast=0.6, widen=True),
-    "balanced": Preset(keep_ratio=0.15, refresh_interval=3, warmup_steps=4, forecast=0.6, widen=True),
-    "fast": Preset(keep_ratio=0.15, refresh_interval=4, warmup_steps=4, forecast=0.6, widen=True),
+    "quality": Preset(keep_ratio=0.25, refresh_interval=2, warmup_steps=4, forecast=0.6, widen=True),
+    "balanced": Preset(keep_ratio=0.1, refresh_interval=3, warmup_steps=4, forecast=0.6, widen=True),
+    "fast": Preset(keep_ratio=0.1, refresh_interval=4, warmup_steps=4, forecast=0.6, widen=True),
 }
