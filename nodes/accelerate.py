@@ -11,6 +11,7 @@ from ..safe_dit_engine.masks import MaskMode
 from ..safe_dit_engine.partition import MIN_KEEP_RATIO
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL
+from .inputs import follow_inputs
 
 CUSTOM = "custom"
 
@@ -61,24 +62,7 @@ class SafeDitAccelerate(io.ComfyNode):
                     max=64,
                     tooltip="Custom only. Full steps at the start, in which the node finds out where the prompt acts.",
                 ),
-                io.Float.Input(
-                    "forecast",
-                    default=default.forecast,
-                    min=0.0,
-                    max=1.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip=(
-                        "Custom only. How far tokens that are not computed follow the line through the last two refreshes. "
-                        "0: they keep their last value. 1: they follow it fully."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "widen",
-                    default=default.widen,
-                    advanced=True,
-                    tooltip="Custom only. Refresh about twice as often in the first half, where the picture still changes fast.",
-                ),
+                *follow_inputs(default.forecast, default.widen, "Custom only. "),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
         )

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
+from .inputs import follow_inputs
 
 DEFAULTS = PRESETS[DEFAULT_PRESET].schedule()
 
@@ -54,24 +55,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="After this part of the run every step is full.",
                 ),
-                io.Float.Input(
-                    "forecast",
-                    default=DEFAULTS.forecast,
-                    min=0.0,
-                    max=1.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip=(
-                        "How far tokens that are not computed follow the line through the last two refreshes. 0: they keep their last "
-                        "value. 1: they follow it fully."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "widen",
-                    default=DEFAULTS.widen,
-                    advanced=True,
-                    tooltip="Refresh about twice as often in the first half, where the picture still changes fast.",
-                ),
+                *follow_inputs(DEFAULTS.forecast, DEFAULTS.widen),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
             ],
             outputs=[io.Sampler.Output(tooltip="The sampler with the schedule, for SamplerCustom and SamplerCustomAdvanced.")],

@@ -199,9 +199,9 @@ class ModelCall:
     # Result
 
     def finish(self, denoised: Tensor) -> Tensor:
-        """The denoised prediction `[len(branches) * images, C, H, W]`: context tokens hold the last anchor's.
+        """The denoised prediction `[len(branches) * images, C, H, W]`: context tokens hold the last anchor's, or follow it (`ahead`).
 
-        Held as the denoised latent, not as the velocity: on a straight path the two are the same, and noise that an SDE sampler adds in
+        Kept as the denoised latent, not as the velocity: on a straight path the two are the same, and noise that an SDE sampler adds in
         between is removed from context tokens too.
         """
         if not self.executed:  # an outer cache answered instead of the model

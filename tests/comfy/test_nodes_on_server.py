@@ -229,9 +229,11 @@ def test_unknown_words_do_not_matter(server: ComfyServer) -> None:
 def test_interrupt_leaves_nothing_behind(server: ComfyServer) -> None:
     """Interrupted while sampling; the plain run after it is bit-equal to the one before."""
     before = pixels(server, server.run(plain(seed=9)))
-    threading.Thread(target=interrupt_sampling, args=(server,), daemon=True).start()
+    interrupting = threading.Thread(target=interrupt_sampling, args=(server,), daemon=True)
+    interrupting.start()
     with pytest.raises(PromptInterrupted) as caught:
         server.run(accelerated(seed=9, steps=4000), timeout=120)
+    interrupting.join()  # else its last interrupt could hit the next prompt
     assert caught.value.details["node_type"] == "KSampler"
     server.free()
     again = server.run(plain(seed=9))

@@ -95,9 +95,11 @@ def test_interrupt(server: ComfyServer) -> None:
     slow["2"] = {"class_type": "ImageBlur", "inputs": {"image": ["1", 0], "blur_radius": 31, "sigma": 9.0}}
     slow["3"] = {"class_type": "ImageSharpen", "inputs": {"image": ["2", 0], "sharpen_radius": 31, "sigma": 9.0, "alpha": 1.0}}
     slow["4"] = {**SAVE, "inputs": {**SAVE["inputs"], "images": ["3", 0]}}
-    threading.Thread(target=interrupt_until_idle, args=(server,), daemon=True).start()
+    interrupting = threading.Thread(target=interrupt_until_idle, args=(server,), daemon=True)
+    interrupting.start()
     with pytest.raises(PromptInterrupted):
         server.run(slow, timeout=120)
+    interrupting.join()  # else its last interrupt could hit the next prompt
 
 
 def interrupt_until_idle(server: ComfyServer) -> None:
