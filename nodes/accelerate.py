@@ -11,7 +11,7 @@ from ..safe_dit_engine.masks import MaskMode
 from ..safe_dit_engine.partition import MIN_KEEP_RATIO
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL
-from .inputs import follow_inputs
+from .inputs import follow_inputs, held_inputs
 
 CUSTOM = "custom"
 
@@ -63,22 +63,36 @@ class SafeDitAccelerate(io.ComfyNode):
                     tooltip="Custom only. Full steps at the start, in which the node finds out where the prompt acts.",
                 ),
                 *follow_inputs(default.forecast, default.widen, "Custom only. "),
+                *held_inputs(default.held_steps, default.settle, "Custom only. "),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, preset: str, keep_ratio: float, refresh_interval: int, warmup_steps: int, forecast: float, widen: bool
+        cls,
+        model: Any,
+        preset: str,
+        keep_ratio: float,
+        refresh_interval: int,
+        warmup_steps: int,
+        forecast: float,
+        widen: bool,
+        held_steps: int = 0,
+        settle: bool = False,
     ) -> io.NodeOutput:
         """Attach the settings to a copy of the model."""
-        chosen = PRESETS[preset] if preset != CUSTOM else Preset(keep_ratio, refresh_interval, warmup_steps, forecast, widen)
+        own = Preset(keep_ratio, refresh_interval, warmup_steps, forecast, widen, held_steps, settle)
+        chosen = PRESETS.get(preset, own)
         return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=chosen.partition(), schedule=chosen.schedule()))
 
 
 def _preset_tooltip() -> str:
-    lines = [
-        f"{name}: {preset.keep_ratio:.0%} of the tokens between refreshes, all of them at least every {preset.refresh_interval} steps"
-        for name, preset in PRESETS.items()
-    ]
-    return "; ".join([*lines, f"{CUSTOM}: the values below"]) + "."
+    return "; ".join([*(f"{name}: {_in_words(preset)}" for name, preset in PRESETS.items()), f"{CUSTOM}: the values below"]) + "."
+
+
+def _in_words(preset: Preset) -> str:
+    refresh = f"all tokens at least every {preset.refresh_interval} steps"
+    if preset.held_steps >= preset.refresh_interval - 1:
+        return f"{refresh}, nothing in between"
+    return f"{refresh}, {preset.keep_ratio:.0%} of them in between"

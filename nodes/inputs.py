@@ -6,9 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL
+
 
 def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
-    """What happens between refreshes: `forecast` and `widen` with these defaults; `when` opens their tooltips."""
+    """How what is not computed goes on between refreshes, with these defaults; `when` opens the tooltips."""
     return [
         io.Float.Input(
             "forecast",
@@ -27,5 +29,29 @@ def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
             default=widen,
             advanced=True,
             tooltip=f"{when}Refresh about twice as often in the first half, where the picture still changes fast.",
+        ),
+    ]
+
+
+def held_inputs(held_steps: int, settle: bool, when: str = "") -> list[Any]:
+    """Steps that compute nothing, and what a refresh makes up for; `when` opens the tooltips. Optional: older prompts lack them."""
+    return [
+        io.Int.Input(
+            "held_steps",
+            optional=True,
+            default=held_steps,
+            min=0,
+            max=MAX_REFRESH_INTERVAL - 1,
+            tooltip=(
+                f"{when}How many of the steps between two refreshes compute nothing at all; the others compute the sensitive tokens. "
+                "0: none. At most refresh interval - 1 of them are used."
+            ),
+        ),
+        io.Boolean.Input(
+            "settle",
+            optional=True,
+            default=settle,
+            advanced=True,
+            tooltip=f"{when}At every refresh, make up for what the steps since the last one got wrong. Costs nothing.",
         ),
     ]

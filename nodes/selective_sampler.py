@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
-from .inputs import follow_inputs
+from .inputs import follow_inputs, held_inputs
 
 DEFAULTS = PRESETS[DEFAULT_PRESET].schedule()
 
@@ -57,6 +57,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                 ),
                 *follow_inputs(DEFAULTS.forecast, DEFAULTS.widen),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
+                *held_inputs(DEFAULTS.held_steps, DEFAULTS.settle),
             ],
             outputs=[io.Sampler.Output(tooltip="The sampler with the schedule, for SamplerCustom and SamplerCustomAdvanced.")],
         )
@@ -70,8 +71,16 @@ class SafeDitSelectiveSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, refresh_interval: int, start_percent: float, end_percent: float, forecast: float, widen: bool, sampler: Any = None
+        cls,
+        refresh_interval: int,
+        start_percent: float,
+        end_percent: float,
+        forecast: float,
+        widen: bool,
+        sampler: Any = None,
+        held_steps: int = 0,
+        settle: bool = False,
     ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, widen)
+        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, widen, held_steps, settle)
         return io.NodeOutput(SelectiveSampler(sampler if sampler is not None else default_sampler(), schedule))

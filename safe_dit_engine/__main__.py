@@ -9,8 +9,11 @@ TOOLS = {
     "train": ".demo.train",
     "showcase": ".bench.showcase",
     "cost": ".bench.cost",
+    "fidelity": ".bench.fidelity",
+    "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
     "serve": ".bench.serve",
+    "study": ".bench.study",
 }
 
 

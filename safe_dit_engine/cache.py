@@ -14,8 +14,6 @@ from torch import Tensor
 
 Branches = tuple[Hashable, ...]
 
-PREVIOUS = " previous"
-
 
 class BranchCache:
     """Tensors by name, stacked over branches along dim 0."""
@@ -23,31 +21,12 @@ class BranchCache:
     def __init__(self) -> None:
         self._stacks: dict[str, dict[Branches, Tensor]] = {}
 
-    def store(self, name: str, branches: Branches, value: Tensor, keep_previous: bool = False) -> None:
-        """Keep an own copy of `value` `[len(branches) * images, ...]`, replacing what these branches had under `name`.
-
-        With `keep_previous` the replaced tensor stays to be had from `previous`.
-        """
-        kept = self._take(name, branches)
-        if keep_previous:
-            spare = self._take(name + PREVIOUS, branches)
-            if kept is not None:
-                self._stacks[name + PREVIOUS][branches] = kept
-            kept = spare
-        own = value.detach().clone() if kept is None or kept.shape != value.shape else kept.copy_(value)
-        self._stacks[name][branches] = own
-
-    def previous(self, name: str, branches: Branches) -> Tensor | None:
-        """What `store` replaced last for these branches, or None."""
-        return self.load(name + PREVIOUS, branches) if self.has(name + PREVIOUS, branches) else None
-
-    def _take(self, name: str, branches: Branches) -> Tensor | None:
-        """Remove and return what these branches have under `name`; None if one has nothing."""
+    def store(self, name: str, branches: Branches, value: Tensor) -> None:
+        """Keep an own copy of `value` `[len(branches) * images, ...]`, replacing what these branches had under `name`."""
         stacks = self._stacks.setdefault(name, {})
-        taken = self.load(name, branches) if self.has(name, branches) else None
+        kept = stacks.get(branches)
         _release(stacks, branches)
-        stacks.pop(branches, None)
-        return taken
+        stacks[branches] = value.detach().clone() if kept is None or kept.shape != value.shape else kept.copy_(value)
 
     def load(self, name: str, branches: Branches) -> Tensor:
         """The stored tensor for exactly these branches in this order; writing to it writes to the cache. KeyError if one is missing."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, BlockGroup
 from .cache import BranchCache, Branches
-from .forecast import extrapolate
 from .partition import Partition
 from .rows import gather_rows, repeat_rows, write_rows_
 from .sensitivity import KEY_STRIDE, Evidence, image_to_text
@@ -26,22 +25,18 @@ from .sensitivity import KEY_STRIDE, Evidence, image_to_text
 EVIDENCE_LAYERS = 4
 
 HEAD = "head"
-DENOISED = "denoised"
 
 
 @dataclass(frozen=True)
 class CallPlan:
     """What one call does.
 
-    `partition` set: selective. `capture`: remember for later, and with `keep_previous` the anchor before, too. `evidence_of`: branch
-    positions to look at. `ahead`: how far a selective call follows the line through the last two anchors, in units of their distance.
+    `partition` set: selective. `capture`: remember what selective calls need. `evidence_of`: branch positions to look at.
     """
 
     partition: Partition | None = None
     capture: bool = False
     evidence_of: tuple[int, ...] = ()
-    keep_previous: bool = False
-    ahead: float = 0.0
 
 
 class ModelCall:
@@ -195,29 +190,6 @@ class ModelCall:
         for position in self.plan.evidence_of:
             queries, keys = (_with_heads(x.chunk(len(self.branches))[position], heads, heads_first) for x in (q, k))
             self._evidence.add_attention(image_to_text(queries, keys, slice(0, start), image, scale, KEY_STRIDE))
-
-    # Result
-
-    def finish(self, denoised: Tensor) -> Tensor:
-        """The denoised prediction `[len(branches) * images, C, H, W]`: context tokens hold the last anchor's, or follow it (`ahead`).
-
-        Kept as the denoised latent, not as the velocity: on a straight path the two are the same, and noise that an SDE sampler adds in
-        between is removed from context tokens too.
-        """
-        if not self.executed:  # an outer cache answered instead of the model
-            if self.plan.capture:
-                self._cache.drop(self.branches)
-            return denoised
-        if self.plan.partition is None:
-            if self.plan.capture:
-                self._cache.store(DENOISED, self.branches, denoised, self.plan.keep_previous)
-            return denoised
-        height, width = denoised.shape[-2:]
-        fresh = self.plan.partition.pixels(self._backbone.patch(self._module), height, width).to(denoised.device)
-        if fresh.shape[0] > 1:
-            fresh = fresh.repeat(len(self.branches), 1, 1, 1)
-        latest, previous = self._cache.load(DENOISED, self.branches), self._cache.previous(DENOISED, self.branches)
-        return torch.where(fresh, denoised, extrapolate(latest, previous, self.plan.ahead))
 
 
 def _with_heads(x: Tensor, heads: int, heads_first: bool) -> Tensor:

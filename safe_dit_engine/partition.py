@@ -18,6 +18,12 @@ class Signal(str, Enum):
     ATTENTION = "attention"
     GUIDANCE = "guidance"
     BOTH = "both"
+    SPREAD = "spread"
+
+    @property
+    def moves(self) -> bool:
+        """Whether the partition is renewed during the run, instead of fixed after warm-up."""
+        return self is Signal.SPREAD
 
 
 @dataclass(frozen=True, eq=False)

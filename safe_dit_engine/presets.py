@@ -17,6 +17,8 @@ class Preset:
     warmup_steps: int
     forecast: float
     widen: bool
+    held_steps: int
+    settle: bool
 
     def partition(self) -> PartitionConfig:
         """How tokens are split."""
@@ -24,13 +26,20 @@ class Preset:
 
     def schedule(self) -> ScheduleConfig:
         """Which steps are anchors."""
-        return ScheduleConfig(refresh_interval=self.refresh_interval, forecast=self.forecast, widen=self.widen)
+        return ScheduleConfig(
+            refresh_interval=self.refresh_interval,
+            forecast=self.forecast,
+            widen=self.widen,
+            held_steps=self.held_steps,
+            settle=self.settle,
+        )
 
 
 DEFAULT_PRESET = "balanced"
-# Chosen on the demo model at 512 px, 20 euler steps, by distance to dense at equal cost (docs/experiments.md).
+# Chosen by distance to dense at equal time on the demo model (docs/experiments.md); `paper` is the paper's own rule.
 PRESETS = {
-    "quality": Preset(keep_ratio=0.25, refresh_interval=2, warmup_steps=4, forecast=0.6, widen=True),
-    "balanced": Preset(keep_ratio=0.1, refresh_interval=3, warmup_steps=4, forecast=0.6, widen=True),
-    "fast": Preset(keep_ratio=0.1, refresh_interval=4, warmup_steps=4, forecast=0.6, widen=True),
+    "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, widen=False, held_steps=0, settle=True),
+    "balanced": Preset(0.25, refresh_interval=2, warmup_steps=3, forecast=0.45, widen=False, held_steps=1, settle=True),
+    "fast": Preset(0.25, refresh_interval=3, warmup_steps=3, forecast=0.45, widen=True, held_steps=2, settle=True),
+    "paper": Preset(0.25, refresh_interval=4, warmup_steps=4, forecast=0.0, widen=False, held_steps=0, settle=False),
 }

@@ -6,6 +6,7 @@ what each model call should do, and closes the run in `finally`. Nothing here su
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import Counter
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, find_backbone
 from .cache import BranchCache
-from .execution import DENOISED, CallPlan, ModelCall
-from .forecast import reach
+from .execution import HEAD, CallPlan, ModelCall
+from .forecast import Forecaster, weight_of
 from .guidance import GuidanceConfig, scale_map, to_pixels
 from .masks import MaskLedger, MaskMode
 from .partition import Partition, PartitionConfig, Signal, painted_tokens, select_rows
+from .policies import SpreadPolicy
 from .report import RunReport, StepRecord
 from .schedule import ScheduleConfig, StepKind, plan_steps, step_of_sigma
 from .sensitivity import Evidence, guidance_strength
@@ -78,11 +80,14 @@ class Run:
         self._backbone = self._fit(module, latent_shape)
         schedule = config.schedule or ScheduleConfig(refresh_interval=1)
         warmup = self._partitioning.warmup_steps
-        self.plan = plan_steps(self.report.total_steps, warmup, schedule.refresh_interval, window, schedule.widen)
+        self.plan = plan_steps(self.report.total_steps, warmup, schedule, window)
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._obstructed = False
-        self._forecast = schedule.forecast
-        self._captured: dict[Hashable, tuple[float, float | None]] = {}
+        self._forecaster = Forecaster(schedule.forecast, schedule.settle)
+        self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
+        self._evaluated: set[int] = set()
+        self._regular = True
+        self._dense_rows = 0
         self._sigma = self.sigmas[0]
         self._begin_step(0)
 
@@ -113,6 +118,7 @@ class Run:
         self.step = step
         self.kind = self.plan[step] if self.plan else StepKind.ANCHOR
         self._rows = [0, 0]
+        self._selected: Partition | None = None
         # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
         self._blocked, self._obstructed = self._obstructed, False
         self._executed_dense = False
@@ -125,8 +131,23 @@ class Run:
         """A model evaluation at noise level `sigma` begins."""
         self._sigma = sigma
         self._begin_step(step_of_sigma(self.sigmas, sigma))
+        # What a sampler that evaluates a step more than once, or between steps, makes of a prediction is not known here.
+        self._regular &= self.step not in self._evaluated and abs(self.sigmas[self.step] - sigma) <= 1e-4 * sigma
+        self._evaluated.add(self.step)
         if self._backbone is not None and self.kind is not StepKind.WARMUP:
             self._settle_map()
+
+    def held(self) -> Tensor | None:
+        """The prediction of an evaluation for which nothing needs to run; None: run it."""
+        ready = self._may_skip and not self._blocked and self._forecaster.ready
+        if self.kind is not StepKind.HELD or not ready:
+            return None
+        self._rows[1] = self._dense_rows
+        return self._forecaster.skipped(self._sigma, self._weight)
+
+    @property
+    def _weight(self) -> float:
+        return weight_of(self._sigma, self.sigmas[self.step + 1]) if self._regular else 0.0
 
     def begin_batch(self, conditional: frozenset[int]) -> None:
         """A batch of conditionings begins; `conditional`: indices of those that carry the prompt (not the negative)."""
@@ -139,11 +160,24 @@ class Run:
         if self._collecting and cond is not None and uncond is not None and not self._seen:
             self._evidence.add_guidance(guidance_strength(cond, uncond, self._grid))
 
+    def computed(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """What the sampler is to get for the guided prediction of an evaluation that ran at latent `x`, both `[images, C, H, W]`."""
+        if not self._may_skip or self._backbone is None:
+            return prediction
+        partition = self._selected
+        if self._policy is not None:
+            self._policy.observe((x - prediction) / self._sigma, None if partition is None else partition.sensitive, self._grid)
+        if partition is None:
+            return self._forecaster.refreshed(prediction, self._sigma, self._weight)
+        fresh = partition.pixels(self._backbone.patch(self._module), *prediction.shape[-2:]).to(prediction.device)
+        return self._forecaster.selected(prediction, self._sigma, self._weight, fresh)
+
     def end_evaluation(self) -> StepRecord:
         """The evaluation ended; returns what it was."""
         kind = self.kind
-        if kind is StepKind.SELECTIVE and (self._executed_dense or self._rows[1] == 0):
+        if not kind.dense and (self._executed_dense or self._rows[1] == 0):
             kind = StepKind.ANCHOR
+        self._dense_rows = max(self._dense_rows, self._rows[1])
         spent = 1000.0 * (time.perf_counter() - self._evaluation_started)
         record = StepRecord(self.step, kind, self._rows[0], self._rows[1], spent)
         self.report.evaluations.append(record)
@@ -190,60 +224,63 @@ class Run:
 
     def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
         partition = self.report.partition
-        ready = self._may_select and not self._blocked and self.kind is StepKind.SELECTIVE
-        if ready and partition is not None and self.cache.has(DENOISED, keys):
-            anchors = {self._captured[key] for key in keys}
-            distance = reach(self._sigma, *anchors.pop()) if len(anchors) == 1 else 0.0
-            return CallPlan(partition=partition, ahead=self._forecast * distance)
-        return CallPlan(capture=self._must_capture, keep_previous=self._forecast > 0.0, evidence_of=self._to_look_at(branches))
+        ready = self._may_skip and not self._blocked and self.kind is StepKind.SELECTIVE
+        if ready and partition is not None and self.cache.has(HEAD, keys):
+            return CallPlan(partition=partition)
+        return CallPlan(capture=self._must_capture, evidence_of=self._to_look_at(branches))
 
     def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
         return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
 
     @property
-    def _may_select(self) -> bool:
-        return self._selective_allowed and StepKind.SELECTIVE in self.plan
+    def _may_skip(self) -> bool:
+        return self._selective_allowed and any(not kind.dense for kind in self.plan)
 
     @property
     def _must_capture(self) -> bool:
-        # A line needs two anchors, so the one before the last counts too.
-        following = self.plan[self.step : self.step + (2 if self._forecast == 0.0 else 3)]
-        return self._may_select and StepKind.SELECTIVE in following
+        until_refreshed = itertools.takewhile(lambda kind: not kind.dense, self.plan[self.step + 1 :])
+        return self._selective_allowed and StepKind.SELECTIVE in (self.kind, *until_refreshed)
 
     @property
     def _collecting(self) -> bool:
         # A map nobody reads is not worth its time.
-        wanted = self._may_select or self.config.guidance is not None or self.config.schedule is None
+        wanted = (self._may_skip and not self._partitioning.signal.moves) or self.config.guidance is not None or self.config.schedule is None
         if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
             return False
         return self.step >= self.plan.count(StepKind.WARMUP) - EVIDENCE_STEPS
 
-    def end_call(self, call: ModelCall, denoised: Tensor) -> Tensor:
-        """The prediction a host is to use after a call that ran."""
+    def end_call(self, call: ModelCall) -> None:
+        """A call ran."""
         self._rows[0] += call.rows_active
         self._rows[1] += call.rows_total
         if call.masked_per_query:
             self._selective_allowed = False
             self.cache.clear()
             self.note("Dense, because the model masks attention per query.")
-        if call.plan.capture and call.executed:
-            for branch in call.branches:
-                self._captured[branch] = (self._sigma, self._captured.get(branch, (None,))[0])
-        return call.finish(denoised)
+        if call.executed and call.plan.partition is not None:
+            self._selected = call.plan.partition
+        if not call.executed and call.plan.capture:  # an outer cache answered instead of the model
+            self.cache.drop(call.branches)
 
     # Map and partition
 
-    def _settle_map(self) -> None:
-        if self.report.sensitivity is not None or not (self._evidence.has_attention or self._evidence.has_guidance):
-            return
+    def _divide(self, sensitivity: Tensor) -> None:
         config = self._partitioning
-        self.report.sensitivity = sensitivity = self._sensitivity(config)
         forced = None
         if config.painted is not None:
             forced = painted_tokens(config.painted.to(sensitivity.device), sensitivity.shape[0], self._grid)
-        partition: Partition = select_rows(sensitivity, config.keep_ratio, forced)
-        self.report.partition = partition
+        self.report.sensitivity = sensitivity
+        self.report.partition = partition = select_rows(sensitivity, config.keep_ratio, forced)
         self._selective_allowed &= not partition.full
+
+    def _settle_map(self) -> None:
+        if self._policy is not None:
+            if self._policy.score is not None and self.kind is StepKind.SELECTIVE:
+                self._divide(self._policy.score)
+            return
+        if self.report.sensitivity is not None or not (self._evidence.has_attention or self._evidence.has_guidance):
+            return
+        self._divide(self._sensitivity(self._partitioning))
 
     def _sensitivity(self, config: PartitionConfig) -> Tensor:
         attention, guidance = self._evidence.has_attention, self._evidence.has_guidance

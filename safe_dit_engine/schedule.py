@@ -15,19 +15,26 @@ class StepKind(str, Enum):
     WARMUP = "warmup"
     ANCHOR = "anchor"
     SELECTIVE = "selective"
+    HELD = "held"
 
     @property
     def dense(self) -> bool:
         """Whether every row runs."""
-        return self is not StepKind.SELECTIVE
+        return self in (StepKind.WARMUP, StepKind.ANCHOR)
+
+
+LETTERS = {kind.value[0]: kind for kind in StepKind}
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
 
-    `widen`: in the first half of what may be selective, where the picture still changes fast, cycles are about half as long.
-    `forecast`: how far what is not computed follows the line through the last two anchors: 0 holds the last (the paper), 1 follows it.
+    `forecast`: how far what is not computed follows the line through its last two values: 0 holds the last (the paper), 1 follows it.
+    `widen`: in the first half of what may be skipped, where the picture still changes fast, cycles are about half as long.
+    `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
+    `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
+    `pattern`: kinds of the first steps by their first letter, for benches; the rest follows from the other values.
     """
 
     refresh_interval: int = 4
@@ -35,6 +42,9 @@ class ScheduleConfig:
     end_percent: float = 1.0
     forecast: float = 0.0
     widen: bool = False
+    held_steps: int = 0
+    settle: bool = False
+    pattern: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
@@ -42,34 +52,44 @@ class ScheduleConfig:
             raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give {allowed}.")
         if not 0.0 <= self.forecast <= 1.0:
             raise ValueError(f"`forecast` is {self.forecast}; give a number from 0 (hold) to 1 (follow the line).")
+        if self.held_steps < 0:
+            raise ValueError(f"`held_steps` is {self.held_steps}; give 0 (none) or more; the anchor of a cycle always stays.")
         if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
             raise ValueError(
                 f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."
             )
+        if set(self.pattern) - set(LETTERS):
+            raise ValueError(f"`pattern` is `{self.pattern}`; use the letters {', '.join(LETTERS)}.")
 
 
-def plan_steps(
-    total: int, warmup: int, refresh_interval: int, window: tuple[int, int] | None = None, widen: bool = False
-) -> tuple[StepKind, ...]:
+def plan_steps(total: int, warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None) -> tuple[StepKind, ...]:
     """Kinds of the `total` steps of a run.
 
-    `window` is the half-open range of step indices that may be selective (default: all). Warm-up lasts `warmup` steps, or until the
-    window opens if that is later; its last step serves as the first anchor. `widen`: see `ScheduleConfig`.
+    `window` is the half-open range of step indices that may be skipped (default: all). Warm-up lasts `warmup` steps, or until the window
+    opens if that is later; its last step serves as the first anchor.
     """
     first, last = window if window is not None else (0, total)
     opens, closes = min(max(first, warmup), total), min(last, total)
-    short = (refresh_interval + 2) // 2 if widen else refresh_interval
     kinds = [StepKind.WARMUP] * opens
     while len(kinds) < closes:
-        length = min(short, refresh_interval) if 2 * len(kinds) < opens + closes else refresh_interval
-        kinds += [StepKind.SELECTIVE] * (length - 1) + [StepKind.ANCHOR]
+        early = schedule.widen and 2 * len(kinds) < opens + closes
+        kinds += _cycle(schedule, (schedule.refresh_interval + 2) // 2 if early else schedule.refresh_interval)
     kinds = kinds[: max(opens, closes)]
-    return tuple(kinds + [StepKind.ANCHOR] * (total - len(kinds)))
+    kinds += [StepKind.ANCHOR] * (total - len(kinds))
+    given = [LETTERS[letter] for letter in schedule.pattern[:total]]
+    return tuple(given + kinds[len(given) :])
+
+
+def _cycle(schedule: ScheduleConfig, length: int) -> list[StepKind]:
+    between = min(length, schedule.refresh_interval) - 1
+    held = min(schedule.held_steps, between)
+    return [StepKind.SELECTIVE] * (between - held) + [StepKind.HELD] * held + [StepKind.ANCHOR]
 
 
 def predicted_share(plan: Sequence[StepKind], selective_share: float) -> float:
-    """Predicted cost of a run relative to dense when a selective step costs `selective_share` of a dense one."""
-    return sum(1.0 if kind.dense else selective_share for kind in plan) / max(len(plan), 1)
+    """Predicted cost of a run relative to dense when a selective step costs `selective_share` of a dense one and a held one nothing."""
+    costs = {StepKind.SELECTIVE: selective_share, StepKind.HELD: 0.0}
+    return sum(costs.get(kind, 1.0) for kind in plan) / max(len(plan), 1)
 
 
 def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:

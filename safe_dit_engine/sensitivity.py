@@ -61,10 +61,10 @@ def smooth(tokens: Tensor, sigma: float) -> Tensor:
     return torch.nn.functional.conv2d(rows, kernel.view(1, 1, 1, -1))[:, 0]
 
 
-def normalise(tokens: Tensor) -> Tensor:
-    """Map `[B, h, w]` to [0, 1] per image between its 1 % and 99 % quantiles; a constant map becomes 0."""
+def normalise(tokens: Tensor, outliers: float = 0.01) -> Tensor:
+    """Map `[B, h, w]` to [0, 1] per image, from the share `outliers` of lowest to that of highest tokens; a constant map becomes 0."""
     flat = tokens.flatten(1).float()
-    low, high = torch.quantile(flat, torch.tensor([0.01, 0.99], device=flat.device), dim=1)
+    low, high = torch.quantile(flat, torch.tensor([outliers, 1.0 - outliers], device=flat.device), dim=1)
     span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
     return ((flat - low[:, None]) / span[:, None]).clamp(0.0, 1.0).view_as(tokens)
 

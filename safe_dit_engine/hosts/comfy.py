@@ -163,7 +163,9 @@ def predict_noise(executor: Executor, x: Tensor, timestep: Tensor, model_options
         return executor(x, timestep, model_options, *args, **kwargs)
     live.roles = _roles(executor.class_obj)  # type: ignore[attr-defined]
     live.run.begin_evaluation(float(timestep.flatten()[0]))
-    prediction = executor(x, timestep, model_options, *args, **kwargs)
+    prediction = live.run.held()
+    if prediction is None:
+        prediction = live.run.computed(executor(x, timestep, model_options, *args, **kwargs), x)
     live.step(live.run.end_evaluation())
     return prediction
 
@@ -217,7 +219,8 @@ def apply_model(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     with call.hooks():
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    return run.end_call(call, denoised)
+    run.end_call(call)
+    return denoised
 
 
 def _override(run: Run, call: ModelCall | None, options: dict[str, Any]) -> Callable[..., Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,37 +16,43 @@ def kinds(plan: tuple[StepKind, ...]) -> str:
     return "".join(kind.value[0] for kind in plan)
 
 
+def plan(total: int, warmup: int, interval: int, window: tuple[int, int] | None = None, **values: Any) -> str:
+    return kinds(plan_steps(total, warmup, ScheduleConfig(interval, **values), window))
+
+
 def test_plan_as_drawn() -> None:
-    assert kinds(plan_steps(12, warmup=3, refresh_interval=4)) == "wwwsssasssas"
-    assert kinds(plan_steps(10, warmup=2, refresh_interval=3, window=(4, 8))) == "wwwwssasaa"
-    assert kinds(plan_steps(4, warmup=2, refresh_interval=1)) == "wwaa"
-    assert kinds(plan_steps(2, warmup=5, refresh_interval=4)) == "ww"
+    assert plan(12, 3, 4) == "wwwsssasssas"
+    assert plan(10, 2, 3, (4, 8)) == "wwwwssasaa"
+    assert plan(4, 2, 1) == "wwaa"
+    assert plan(2, 5, 4) == "ww"
+    assert plan(12, 3, 4, held_steps=1) == "wwwsshasshas"
+    assert plan(12, 3, 4, held_steps=9) == "wwwhhhahhhah"
+    assert plan(8, 3, 2, pattern="wah") == "wahsasas"
 
 
 @pytest.mark.parametrize(
-    ("interval", "plan"),
+    ("interval", "expected"),
     [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasasasassassass"), (4, "wwwwssassassasssasss")],
 )
-def test_widening_cycles(interval: int, plan: str) -> None:
-    assert kinds(plan_steps(20, warmup=4, refresh_interval=interval, widen=True)) == plan
+def test_widening_cycles(interval: int, expected: str) -> None:
+    assert plan(20, 4, interval, widen=True) == expected
 
 
-@given(st.integers(0, 60), st.integers(1, 10), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60), st.booleans())
-def test_plan_laws(total: int, warmup: int, interval: int, first: int, last: int, widen: bool) -> None:
-    plan = plan_steps(total, warmup, interval, (first, last), widen)
-    assert len(plan) == total
-    assert all(kind is StepKind.WARMUP for kind in plan[:warmup])
-    selective = [i for i, kind in enumerate(plan) if kind is StepKind.SELECTIVE]
-    assert all(max(first, warmup) <= i < last for i in selective)
-    run = longest = 0
-    for kind in plan:
-        run = run + 1 if kind is StepKind.SELECTIVE else 0
-        longest = max(longest, run)
-    assert longest <= interval - 1
+@given(
+    st.integers(0, 60), st.integers(1, 10), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60), st.booleans(), st.integers(0, 20)
+)
+def test_plan_laws(total: int, warmup: int, interval: int, first: int, last: int, widen: bool, held: int) -> None:
+    found = plan(total, warmup, interval, (first, last), widen=widen, held_steps=held)
+    assert len(found) == total
+    assert set(found[:warmup]) <= {"w"}
+    assert all(max(first, warmup) <= i < last for i, kind in enumerate(found) if kind in "sh")
+    between = re.findall("[sh]+", found)
+    assert all(len(cycle) < interval and cycle.count("h") <= held and "hs" not in cycle for cycle in between)
 
 
 def test_predicted_share() -> None:
-    assert predicted_share(plan_steps(10, 2, 4), 0.25) == pytest.approx((4 + 6 * 0.25) / 10)
+    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4)), 0.25) == pytest.approx((4 + 6 * 0.25) / 10)
+    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4, held_steps=1)), 0.25) == pytest.approx((4 + 4 * 0.25) / 10)
 
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
@@ -60,7 +69,7 @@ def test_window_of_sigmas() -> None:
     assert window_of_sigmas(SIGMAS, 0.15, 0.1) == (5, 5)
 
 
-@pytest.mark.parametrize("values", [{"refresh_interval": 0}, {"refresh_interval": 65}, {"start_percent": 0.6, "end_percent": 0.5}])
+@pytest.mark.parametrize("values", [{"refresh_interval": 0}, {"refresh_interval": 65}, {"held_steps": -1}, {"pattern": "wx"}, {"start_percent": 0.6, "end_percent": 0.5}])
 def test_bad_values_are_named(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         ScheduleConfig(**values)  # type: ignore[arg-type]
