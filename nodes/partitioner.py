@@ -44,8 +44,8 @@ class SafeDitPartitioner(io.ComfyNode):
                     default=DEFAULTS.signal.value,
                     tooltip=(
                         "attention: how much a token looks at the prompt's words. guidance: how far the prompt moves it away from the "
-                        "negative prompt (needs CFG above 1). both: their mean. spread: how uneven its predicted noise is, looked at anew in "
-                        "every step (the rule of RAS, to compare with)."
+                        "negative prompt (needs CFG above 1). both: their mean. spread: how uneven its predicted noise is, looked at "
+                        "anew in every step (the rule of RAS, to compare with)."
                     ),
                 ),
                 io.Int.Input(

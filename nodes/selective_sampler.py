@@ -7,11 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
-from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
 from .inputs import follow_inputs, held_inputs
 
-DEFAULTS = PRESETS[DEFAULT_PRESET].schedule()
+DEFAULTS = ScheduleConfig(refresh_interval=3, forecast=0.45, widen=True, settle=True)
 
 
 class SafeDitSelectiveSampler(io.ComfyNode):

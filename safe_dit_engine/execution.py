@@ -88,14 +88,14 @@ class ModelCall:
         blocks = getattr(self._module, group.path)
         for index, block in enumerate(blocks):
             enter = partial(self._enter_block, group, f"{group.path}.{index}", index == 0)
-            leave = partial(self._leave_block, index == len(blocks) - 1 and group.head is None)
+            leave = partial(self._leave_block, group, index == len(blocks) - 1 and group.head is None)
             handles.append(block.register_forward_pre_hook(enter))
             handles.append(block.register_forward_hook(leave))
         if group.head is not None:
             handles.append(getattr(self._module, group.head).register_forward_hook(self._leave_head))
 
     def _enter_block(self, group: BlockGroup, name: str, first: bool, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        self.block, self._attention_in_block = name, 0
+        self.block, self._attention_in_block = None if group.constant else name, 0
         hidden = args[0]
         if first:
             self._begin_group(group, hidden)
@@ -124,6 +124,8 @@ class ModelCall:
 
     def _active_rows(self, partition: Partition, group: BlockGroup, device: torch.device) -> Tensor:
         """Text rows, sensitive image rows, padding rows, rising: `[K]` or `[images, K]`."""
+        if group.constant:  # one row keeps the blocks going; what comes out of the last one is replaced
+            return torch.zeros(1, dtype=torch.int64, device=device)
         start = self._image_start(group, self._length)
         rows = partition.rows.to(device) + start
         text = torch.arange(start, device=device)
@@ -145,13 +147,24 @@ class ModelCall:
             self._gathered[id(value)] = known
         return known[1]
 
-    def _leave_block(self, restore: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _leave_block(self, group: BlockGroup, restore: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         self.block = None
-        if not restore or self.plan.partition is None:
+        if not restore:
+            return None
+        if group.constant:
+            return self._constant(group.path, output)
+        if self.plan.partition is None:
             return None
         # The next group gathers again before anything reads the rows left at zero.
         full = output.new_zeros((output.shape[0], self._length, *output.shape[2:]))
         return write_rows_(full, self._rows(), output, 1)
+
+    def _constant(self, name: str, output: Tensor) -> Tensor | None:
+        if self.plan.partition is not None:
+            return self._cache.load(name, self.branches).clone()
+        if self.plan.capture:
+            self._cache.store(name, self.branches, output)
+        return None
 
     def _leave_head(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         self.executed = True

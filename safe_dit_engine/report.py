@@ -63,7 +63,13 @@ class RunReport:
         found = Counter(record.kind.value for record in self.evaluations)
         return {kind.value: found[kind.value] for kind in StepKind if found[kind.value]}
 
-    # Packed once a run: reading the map off a GPU at every step would stall it.
+    def divide(self, sensitivity: Tensor, partition: Partition) -> None:
+        """Keep a map `[B, h, w]` and what it was divided into."""
+        self.sensitivity, self.partition = sensitivity, partition
+        for packed in ("mask_bits", "map_bytes"):
+            self.__dict__.pop(packed, None)
+
+    # Packed once a map: reading it off a GPU at every step would stall it.
 
     @cached_property
     def mask_bits(self) -> str | None:
@@ -90,7 +96,8 @@ class RunReport:
                 lines.append(f"{kind.value}: {len(times)} evaluations, median {float(np.median(times)):.0f} ms")
         if self.partition is not None:
             tokens = self.partition.grid[0] * self.partition.grid[1]
-            lines.append(f"partition: {self.partition.kept:,} of {tokens:,} tokens are sensitive")
+            used = "" if StepKind.SELECTIVE.value in self.counts() else "; no step of this run computed them alone"
+            lines.append(f"partition: {self.partition.kept:,} of {tokens:,} tokens are sensitive{used}")
         if self.guided:
             lines.append("SAFE+SW: guidance was weighted by sensitivity, so the picture differs from dense on purpose")
         return "\n".join(lines + self.notes)
@@ -122,7 +129,8 @@ class RunReport:
 def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
     """Live message of one evaluation, without the ids the host adds.
 
-    `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active. `sens`: bytes, on dense steps only.
+    `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active, and on held ones, where none is (`k` 0).
+    `sens`: bytes, on dense steps only.
     """
     partition = report.partition
     selective = record.kind is StepKind.SELECTIVE
@@ -133,9 +141,9 @@ def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
         "kind": record.kind.value,
         "w": partition.grid[1] if partition is not None else 0,
         "h": partition.grid[0] if partition is not None else 0,
-        "k": partition.kept if partition is not None and selective else None,
+        "k": 0 if record.kind is StepKind.HELD else partition.kept if partition is not None and selective else None,
         "mask": report.mask_bits if selective else None,
-        "sens": report.map_bytes if report.sensitivity is not None and not selective else None,
+        "sens": report.map_bytes if report.sensitivity is not None and record.kind.dense else None,
         "rows": [record.rows_active, record.rows_total],
         "ms": round(record.milliseconds, 2),
     }

@@ -244,7 +244,7 @@ class Run:
     @property
     def _collecting(self) -> bool:
         # A map nobody reads is not worth its time.
-        wanted = (self._may_skip and not self._partitioning.signal.moves) or self.config.guidance is not None or self.config.schedule is None
+        wanted = (self._may_skip and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
         if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
             return False
         return self.step >= self.plan.count(StepKind.WARMUP) - EVIDENCE_STEPS
@@ -269,8 +269,8 @@ class Run:
         forced = None
         if config.painted is not None:
             forced = painted_tokens(config.painted.to(sensitivity.device), sensitivity.shape[0], self._grid)
-        self.report.sensitivity = sensitivity
-        self.report.partition = partition = select_rows(sensitivity, config.keep_ratio, forced)
+        partition = select_rows(sensitivity, config.keep_ratio, forced)
+        self.report.divide(sensitivity, partition)
         self._selective_allowed &= not partition.full
 
     def _settle_map(self) -> None:

@@ -21,13 +21,15 @@ class BlockGroup:
     """A list of blocks run one after the other on one sequence.
 
     `text_first`: text rows stand before the image rows; else the sequence holds image rows only. `head`: name of the module after the
-    last block that also runs on the active rows; without one, rows return to full length after the last block.
+    last block that also runs on the active rows; without one, rows return to full length after the last block. `constant`: what comes out
+    depends on the conditioning alone, so selective calls take the anchor's.
     """
 
     path: str
     text_first: bool
     row_arguments: tuple[RowArgument, ...]
     head: str | None = None
+    constant: bool = False
 
 
 @dataclass(frozen=True)

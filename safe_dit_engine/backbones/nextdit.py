@@ -1,7 +1,7 @@
 """NextDiT: Lumina-Image 2 and Z-Image (ComfyUI: comfy/ldm/lumina/model.py).
 
-The image rows pass a noise refiner alone, then join the caption rows: [caption, image, padding]. The sequence has to be whole between
-the two, because the model works out the caption's length from it.
+The caption rows pass a context refiner that knows nothing of the noise level, the image rows a noise refiner; then they join: [caption,
+image, padding]. The sequence has to be whole in between, because the model works out the caption's length from it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ NEXTDIT = Backbone(
     name="NextDiT",
     class_names=("NextDiT",),
     groups=(
+        BlockGroup(path="context_refiner", text_first=False, row_arguments=(_ROPE,), constant=True),
         BlockGroup(path="noise_refiner", text_first=False, row_arguments=(_ROPE,)),
         BlockGroup(path="layers", text_first=True, row_arguments=(_ROPE,), head="final_layer"),
     ),

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from ..demo.oracle import oracle_score
 from ..demo.scenes import Scene, held_out_scenes
+from .closeness import objects_psnr
 from .results import environment, markdown_table, psnr_db, save, ssim
 from .server import PACK_ROOT, ComfyServer, RunResult
 from .workflows import Prompt, bypassed, changed, feeding, find, load_prompt
@@ -160,15 +161,6 @@ def summary(method: Method, dense: Method, scenes: list[Scene]) -> dict[str, Any
         "ssim": 1.0 if reference else statistics.mean(ssim(*pair) for pair in pairs),
         "oracle_score": statistics.mean(judged),
     }
-
-
-def objects_psnr(picture: np.ndarray, reference: np.ndarray, scene: Scene) -> float:
-    """PSNR inside the boxes of the scene's shapes."""
-    size = picture.shape[0]
-    inside = np.zeros(picture.shape[:2], bool)
-    for x0, y0, x1, y1 in (scene.boxes() * size).round().astype(int):
-        inside[y0:y1, x0:x1] = True
-    return psnr_db(picture[inside], reference[inside])
 
 
 def save_pictures(folder: Path, methods: list[Method], maps: list[np.ndarray], scenes: list[Scene]) -> None:

@@ -84,10 +84,10 @@ class TinyNextDiT:
         """A conditioning with random text rows."""
         return [[torch.randn(1, tokens, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)), extras]]
 
-    def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, forecast: float = 0.0, model: Any = None) -> Any:
-        """The model through the Accelerate node with own values."""
-        schedule = {"refresh_interval": interval, "warmup_steps": warmup, "forecast": forecast, "widen": False}
-        inputs = {"preset": "custom", "keep_ratio": keep, **schedule}
+    def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, model: Any = None, **schedule: Any) -> Any:
+        """The model through the Accelerate node with own values; `schedule` replaces the plain one: forecast, widen, held_steps, settle."""
+        values = {"forecast": 0.0, "widen": False, "held_steps": 0, "settle": False, **schedule}
+        inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, **values}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.model, **inputs)[0]
 
     def sample(self, model: Any, **changes: Any) -> torch.Tensor:

@@ -43,6 +43,24 @@ def test_dense_message_carries_the_map_as_bytes(report: RunReport) -> None:
     assert len(base64.b64decode(message["sens"])) == 4 * 6
 
 
+def test_held_message_says_that_nothing_is_active(report: RunReport) -> None:
+    message = step_message(report, StepRecord(2, StepKind.HELD, 0, 30, 0.1))
+    assert (message["kind"], message["k"], message["mask"], message["sens"], message["rows"]) == ("held", 0, None, None, [0, 30])
+
+
+def test_a_new_map_is_packed_anew(report: RunReport) -> None:
+    before = (report.mask_bits, report.map_bytes)
+    sensitivity = 1.0 - torch.rand(1, 4, 6, generator=torch.Generator().manual_seed(0))
+    report.divide(sensitivity, select_rows(sensitivity, 0.25))
+    assert report.mask_bits != before[0] and report.map_bytes != before[1]
+
+
+def test_a_map_that_no_step_used_is_said_to_be_unused(report: RunReport) -> None:
+    assert "no step of this run" not in report.text()
+    report.evaluations[1] = StepRecord(1, StepKind.HELD, 0, 30, 0.1)
+    assert "no step of this run computed them alone" in report.text()
+
+
 def test_a_big_selective_message_stays_small() -> None:
     sensitivity = torch.rand(1, 192, 192)
     report = RunReport(total_steps=30, sensitivity=sensitivity, partition=select_rows(sensitivity, 0.3))

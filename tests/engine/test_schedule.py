@@ -69,7 +69,10 @@ def test_window_of_sigmas() -> None:
     assert window_of_sigmas(SIGMAS, 0.15, 0.1) == (5, 5)
 
 
-@pytest.mark.parametrize("values", [{"refresh_interval": 0}, {"refresh_interval": 65}, {"held_steps": -1}, {"pattern": "wx"}, {"start_percent": 0.6, "end_percent": 0.5}])
+BAD = [{"refresh_interval": 0}, {"refresh_interval": 65}, {"held_steps": -1}, {"pattern": "wx"}, {"start_percent": 0.6, "end_percent": 0.5}]
+
+
+@pytest.mark.parametrize("values", BAD)
 def test_bad_values_are_named(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         ScheduleConfig(**values)  # type: ignore[arg-type]

@@ -103,6 +103,12 @@ def test_a_missing_node_would_be_seen(frontend: Frontend) -> None:
     assert frontend.page.evaluate(UNKNOWN) == ["NoSuchNode"]
 
 
+KINDS = {
+    "quickstart": ["warmup", "warmup", "warmup", "held", "anchor", "held", "anchor", "held"],
+    "four-nodes": ["warmup", "warmup", "warmup", "warmup", "selective", "anchor", "selective", "selective"],
+}
+
+
 @pytest.mark.parametrize(("name", "addressed"), [("quickstart", ACCELERATE), ("four-nodes", "SafeDitSensitivityCFG")])
 def test_runs_and_sends_live_steps(
     frontend: Frontend, server: ComfyServer, errors_without_us: frozenset[str], name: str, addressed: str
@@ -112,7 +118,7 @@ def test_runs_and_sends_live_steps(
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
     assert [message["step"] for message in run.steps] == list(range(8))
-    assert [message["kind"] for message in run.steps] == ["warmup"] * 4 + ["selective", "anchor", "selective", "selective"]
+    assert [message["kind"] for message in run.steps] == KINDS[name]
     for message in run.steps:
         assert set(message) == STEP_FIELDS
         ids = {"workflow": workflow["id"], "node": id_of(workflow, addressed), "prompt_id": run.detail["prompt_id"]}

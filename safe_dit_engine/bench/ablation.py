@@ -1,0 +1,121 @@
+"""What each part of the method gives, in time and closeness: `python -m safe_dit_engine ablation --out DIR`.
+
+The default preset in full, without each of its parts, and at several refresh intervals. `ABLATIONS` is the list to edit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..partition import PartitionConfig, Signal
+from ..presets import DEFAULT_PRESET, PRESETS
+from ..schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
+from .fidelity import add_common, run, small
+from .in_process import import_comfyui
+from .pareto import CELL, cells_of
+from .peers import Method, configured, preset_text
+from .results import Row, markdown_table, save
+
+log = logging.getLogger("safe_dit.bench")
+
+NAME = "ablation"
+NEVER = MAX_REFRESH_INTERVAL
+INTERVALS = (1, 2, 4, 8, 16, NEVER)
+COLUMNS = (
+    "setting", *CELL, "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects", "psnr_db_edges", "ssim",
+    "oracle_score",
+)  # fmt: skip
+Change = Callable[[PartitionConfig, ScheduleConfig], tuple[PartitionConfig, ScheduleConfig]]
+
+
+def with_partition(**changes: Any) -> Change:
+    """Another way to split the tokens."""
+    return lambda partition, schedule: (replace(partition, **changes), schedule)
+
+
+def with_schedule(**changes: Any) -> Change:
+    """Another schedule."""
+    return lambda partition, schedule: (partition, replace(schedule, **changes))
+
+
+ABLATIONS: dict[str, Change] = {
+    "full": with_schedule(),
+    **{f"partition by {signal.value}": with_partition(signal=signal) for signal in Signal},
+    "no selective rows: those steps held": with_schedule(held_steps=NEVER),
+    "no held steps: those selective": with_schedule(held_steps=0),
+    "no refresh of the context": with_schedule(refresh_interval=NEVER),
+    "no forecast": with_schedule(forecast=0.0),
+    "no settling": with_schedule(settle=False),
+    "no widening cycles": with_schedule(widen=False),
+    **{f"interval {interval}": with_schedule(refresh_interval=interval) for interval in INTERVALS},
+}
+
+
+def ablations() -> list[Method]:
+    """The default preset, changed in every way listed."""
+    preset = PRESETS[DEFAULT_PRESET]
+    found = {setting: change(preset.partition(), preset.schedule()) for setting, change in ABLATIONS.items()}
+    # The preset's values are part of the name, so that `--resume` does not take figures of an earlier preset for these.
+    name = f"{NAME} of {preset_text(DEFAULT_PRESET, preset)}"
+    return [Method(name, setting, configured(partition=parts[0], schedule=parts[1])) for setting, parts in found.items()]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print the table, write JSON, Markdown and plot."""
+    arguments = parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    import_comfyui(arguments.device)
+    rows = run(arguments, ablations(), NAME, publish)
+    log.info(markdown_table(rows, COLUMNS))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m safe_dit_engine ablation", description=__doc__)
+    add_common(parser, NAME)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512])
+    parser.add_argument("--steps", type=int, nargs="+", default=[20])
+    parser.add_argument("--samplers", nargs="+", default=["euler"])
+    return small(parser.parse_args(argv))
+
+
+def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write JSON, the table and the plot of the rows so far."""
+    save(arguments.out, NAME, {"environment": machine, "rows": rows}, markdown_table(rows, COLUMNS))
+    plot(arguments.out / f"{NAME}.png", rows)
+
+
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Two panels a cell: every ablation, and the refresh intervals, by time and PSNR."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cells = cells_of(row for row in rows if row["psnr_db"] is not None)
+    figure, panels = pyplot.subplots(max(len(cells), 1), 2, figsize=(14, 5.5 * max(len(cells), 1)), squeeze=False)
+    for pair, (cell, members) in zip(panels, cells.items()):
+        for panel, of_intervals in zip(pair, (False, True)):
+            panel.set_title(", ".join(str(part) for part in cell))
+            _draw(panel, [row for row in members if row["setting"].startswith("interval") is of_intervals])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw(panel: Any, rows: list[Row]) -> None:
+    panel.scatter([row["seconds_over_dense"] for row in rows], [row["psnr_db"] for row in rows], color="black")
+    for row in rows:
+        place = (row["seconds_over_dense"], row["psnr_db"])
+        panel.annotate(row["setting"], place, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    panel.set(xlabel="seconds_over_dense", ylabel="PSNR against dense, dB")
+    panel.grid(alpha=0.3)

@@ -1,0 +1,123 @@
+"""Who is closer to dense at the same cost: Pareto curves of cost and PSNR, read by interpolation, as a table and as a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+Point = tuple[float, float]
+Curves = dict[str, list[Point]]
+
+CELL = ("resolution", "steps", "sampler")
+# Where the curves are read besides at the settings of `ours`, as shares of dense.
+READ_AT = (0.30, 0.40, 0.55)
+# Closeness in the objects and at their outlines is compared as well, each with the peer that is best at it.
+DETAILS = ("objects", "edges")
+OURS = "ours"
+# Not on a curve: the reference itself, and what differs from it on purpose.
+OFF_CURVE = ("dense", "safe_sw")
+
+
+def pareto(points: Iterable[Point]) -> list[Point]:
+    """The (cost, quality) points that no cheaper or equally dear one beats, from cheap to dear."""
+    kept: list[Point] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or quality > kept[-1][1]:
+            kept.append((cost, quality))
+    return kept
+
+
+def quality_at(curve: Sequence[Point], cost: float) -> float | None:
+    """Quality a Pareto curve reaches at `cost`: on the line between its points, its best above them, None below its cheapest."""
+    if not curve or cost < curve[0][0]:
+        return None
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+        if cost <= x1:
+            return y0 + (y1 - y0) * (cost - x0) / (x1 - x0)
+    return curve[-1][1]
+
+
+def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: str = "psnr_db") -> Curves:
+    """Pareto curve of every family in one cell; rows without a finite quality are left out."""
+    points: dict[str, list[Point]] = {}
+    for row in rows:
+        if row["method"] not in OFF_CURVE and row.get(quality) is not None and math.isfinite(row[quality]):
+            points.setdefault(row["method"], []).append((row[cost], row[quality]))
+    return {family: pareto(found) for family, found in points.items()}
+
+
+def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[str, Any]]:
+    """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell."""
+    compared = []
+    for cell, members in cells_of(rows).items():
+        curves = curves_of(members, cost)
+        details = {detail: curves_of(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
+        for at, where, row in _readings(members, cost):
+            reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves, where, row, "psnr_db")}
+            for detail, of_detail in details.items():
+                reading[f"difference_db_{detail}"] = _against_peers(of_detail, where, row, f"psnr_db_{detail}")["difference_db"]
+            compared.append(reading)
+    return compared
+
+
+def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | None]]:
+    found: list[tuple[str, float, Row | None]] = [(row["setting"], row[cost], row) for row in rows if row["method"] == OURS]
+    return found + [(f"{share:.0%} of dense", share, None) for share in READ_AT]
+
+
+def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str) -> dict[str, Any]:
+    ours = row[quality] if row is not None else quality_at(curves.get(OURS, []), cost)
+    peers = {family: quality_at(curve, cost) for family, curve in sorted(curves.items()) if family != OURS}
+    best = max(peers, key=lambda family: _or_least(peers[family]), default=None)
+    best_db = peers[best] if best is not None else None
+    return {
+        "ours_db": ours,
+        "best_peer": best if best_db is not None else None,
+        "best_peer_db": best_db,
+        "difference_db": None if ours is None or best_db is None else ours - best_db,
+        **peers,
+    }
+
+
+def _or_least(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by size, step count and sampler."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[key] for key in CELL), []).append(row)
+    return cells
+
+
+def plot(path: Path, rows: Sequence[Row], cost: str = "seconds_over_dense") -> None:
+    """One panel a cell: every setting as a dot, every family's Pareto curve as a line, `ours` in front."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cells = cells_of(rows)
+    figure, panels = pyplot.subplots(1, len(cells), figsize=(7 * len(cells), 5.5), squeeze=False)
+    families = sorted({row["method"] for row in rows if row["method"] not in OFF_CURVE})
+    colours = {family: f"C{index}" for index, family in enumerate(family for family in families if family != OURS)}
+    for panel, (cell, members) in zip(panels[0], cells.items()):
+        panel.set(title=", ".join(str(part) for part in cell), xlabel=f"{cost}", ylabel="PSNR against dense, dB")
+        for family, curve in sorted(curves_of(members, cost).items()):
+            _draw(panel, family, curve, members, cost, colours.get(family, "black"))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw(panel: Any, family: str, curve: list[Point], rows: Sequence[Row], cost: str, colour: str) -> None:
+    front = family == OURS
+    dots = [(row[cost], row["psnr_db"]) for row in rows if row["method"] == family and row["psnr_db"] is not None]
+    panel.scatter(*zip(*dots), s=40 if front else 8, color=colour, alpha=1.0 if front else 0.35)
+    panel.plot(*zip(*curve), color=colour, linewidth=2.5 if front else 1.2, label=family, zorder=3 if front else 2)

@@ -1,0 +1,185 @@
+"""Methods side by side in one process, through ComfyUI's own sampler and the demo model: the same prompts, seeds and sizes, in turn."""
+
+from __future__ import annotations
+
+import logging
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..demo.oracle import oracle_score
+from ..demo.scenes import Scene
+from .closeness import closeness, mean_closeness
+from .peers import DENSE, Method
+
+log = logging.getLogger("safe_dit.bench")
+
+CFG, SCHEDULER = 4.0, "simple"
+# Judged by what is in the picture: it differs from dense on purpose.
+NOT_COMPARED = ("safe_sw",)
+PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the rows of one comparison share."""
+
+    size: int
+    steps: int
+    sampler: str
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to make."""
+
+    scene: Scene
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture made."""
+
+    picture: np.ndarray
+    seconds: float
+    rows: int
+    peak_bytes: int | None
+
+
+@dataclass
+class Tally:
+    """What one method did in a cell, beside the dense run of the same shot."""
+
+    samples: list[Sample] = field(default_factory=list)
+    references: list[Sample] = field(default_factory=list)
+    pairs: list[dict[str, float | None]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def add(self, sample: Sample, reference: Sample, scene: Scene) -> None:
+        """Judge a picture; only figures are kept."""
+        self.pairs.append(closeness(sample.picture, reference.picture, scene))
+        self.scores.append(oracle_score(sample.picture, scene))
+        nothing = np.empty(0)
+        self.samples.append(Sample(nothing, sample.seconds, sample.rows, sample.peak_bytes))
+        self.references.append(Sample(nothing, reference.seconds, reference.rows, reference.peak_bytes))
+
+    def row(self, compared: bool) -> dict[str, Any]:
+        """Medians of time, means of the rest."""
+        both = list(zip(self.samples, self.references, strict=True))
+        found = mean_closeness(self.pairs)
+        peaks = [sample.peak_bytes for sample in self.samples if sample.peak_bytes is not None]
+        return {
+            "seconds": statistics.median(sample.seconds for sample in self.samples),
+            "seconds_over_dense": statistics.median(sample.seconds / reference.seconds for sample, reference in both),
+            "rows_computed_share": statistics.mean(sample.rows / reference.rows for sample, reference in both),
+            **(found if compared else dict.fromkeys(found)),
+            "oracle_score": statistics.mean(self.scores),
+            "peak_bytes": max(peaks, default=None),
+        }
+
+
+class Bench:
+    """The demo model in ComfyUI; import ComfyUI first (`in_process.import_comfyui`)."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        from ..hosts.comfy_demo import load_demo
+
+        self.device = device
+        self.model, self._clip, self._vae = load_demo()
+        self._prompts: dict[str, Any] = {}
+
+    def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
+        """One picture by one method. The time is that of the sampler node: model calls and what is around them, no text, no VAE."""
+        from comfy.sample import prepare_noise, sample_custom
+        from comfy.samplers import calculate_sigmas, sampler_object
+
+        patched = method.patch(self.model)
+        sigmas = calculate_sigmas(patched.get_model_object("model_sampling"), SCHEDULER, method.steps(cell.steps))
+        latent = torch.zeros(1, 16, cell.size // 8, cell.size // 8)
+        noise, prompts = prepare_noise(latent, shot.seed), [self._prompt(text) for text in (shot.scene.caption, "")]
+        peak_is_known = _reset_peak(self.device)
+        with torch.inference_mode(), _counted_rows(patched.model.diffusion_model) as rows:
+            started = self._now()
+            samples = sample_custom(patched, noise, CFG, sampler_object(cell.sampler), sigmas, *prompts, latent, disable_pbar=True)
+            seconds, peak = self._now() - started, _peak(self.device) if peak_is_known else None
+            picture = self._vae.decode(samples)[0].clamp(0, 1).float().cpu().numpy()
+        return Sample(picture, seconds, sum(rows), peak)
+
+    def _prompt(self, text: str) -> Any:
+        if text not in self._prompts:
+            with torch.inference_mode():
+                self._prompts[text] = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))
+        return self._prompts[text]
+
+    def _now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def measure(self, cell: Cell, methods: Sequence[Method], shots: Sequence[Shot]) -> list[dict[str, Any]]:
+        """One row a method, dense first."""
+        self._warm_up(cell, methods, shots[0])
+        everything = [DENSE, *methods]
+        tallies = [Tally() for _ in everything]
+        for number, shot in enumerate(shots):
+            dense = self.sample(DENSE, cell, shot)
+            tallies[0].add(dense, dense, shot.scene)
+            # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
+            for index in random.Random(number).sample(range(1, len(everything)), len(methods)):
+                tallies[index].add(self.sample(everything[index], cell, shot), dense, shot.scene)
+            log.info("%s px, %s steps, %s: picture %s of %s", cell.size, cell.steps, cell.sampler, number + 1, len(shots))
+        return [
+            {**_names(method, cell), **tally.row(method.name not in NOT_COMPARED)}
+            for method, tally in zip(everything, tallies, strict=True)
+        ]
+
+    def _warm_up(self, cell: Cell, methods: Sequence[Method], shot: Shot) -> None:
+        """Each method once; settings of one method run the same code."""
+        for method in {method.name: method for method in (DENSE, *methods)}.values():
+            self.sample(method, cell, shot)
+
+
+def _names(method: Method, cell: Cell) -> dict[str, Any]:
+    names = {"method": method.name, "setting": method.setting, "model": "demo"}
+    return {**names, "resolution": f"{cell.size}x{cell.size}", "steps": cell.steps, "sampler": cell.sampler}
+
+
+@contextmanager
+def _counted_rows(module: Any) -> Iterator[list[int]]:
+    """Rows, text rows and branches counted, that pass the model's middle block: the same count for every method."""
+    rows: list[int] = []
+    block = module.layers[len(module.layers) // 2]
+    handle = block.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def _reset_peak(device: str) -> bool:
+    """Start over with the peak of memory; False where that cannot be done."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        # 5 resets the peak of the resident set (Linux: proc(5)).
+        (PROCESS / "clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak(device: str) -> int | None:
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

@@ -1,0 +1,204 @@
+"""The fidelity instrument's own arithmetic: curves, placements, extrapolation, masks, and what is kept of an earlier run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from safe_dit_engine.bench import peers
+from safe_dit_engine.bench.closeness import EQUAL_DB, mean_closeness, ms_ssim, objects_psnr, outline_mask, scales_that_fit
+from safe_dit_engine.bench.fidelity import asked_of, finite, kept_rows, known, parse, shots_of
+from safe_dit_engine.bench.pareto import compare, curves_of, pareto, quality_at
+from safe_dit_engine.bench.side_by_side import Cell
+from safe_dit_engine.bench.whole_steps import after_warmup, extrapolated, spread_out
+from safe_dit_engine.demo.scenes import held_out_scenes, scene_from_seed
+
+# Curves
+
+
+def test_pareto_keeps_what_nothing_cheaper_beats() -> None:
+    points = [(0.5, 30.0), (0.3, 20.0), (0.4, 19.0), (0.6, 30.0), (0.5, 28.0), (0.7, 35.0)]
+    assert pareto(points) == [(0.3, 20.0), (0.5, 30.0), (0.7, 35.0)]
+    assert pareto([]) == []
+
+
+@pytest.mark.parametrize(("cost", "quality"), [(0.29, None), (0.3, 20.0), (0.4, 25.0), (0.5, 30.0), (0.9, 30.0)])
+def test_a_curve_is_read_between_its_points_only(cost: float, quality: float | None) -> None:
+    found = quality_at([(0.3, 20.0), (0.5, 30.0)], cost)
+    assert found == (None if quality is None else pytest.approx(quality))
+
+
+def test_a_curve_of_one_or_no_point() -> None:
+    assert quality_at([], 0.5) is None
+    assert [quality_at([(0.4, 25.0)], cost) for cost in (0.3, 0.4, 0.5)] == [None, 25.0, 25.0]
+
+
+def row(method: str, cost: float, psnr: float | None, **changes: Any) -> dict[str, Any]:
+    """A row as the bench makes it."""
+    cell = {"resolution": "256x256", "steps": 20, "sampler": "euler"}
+    figures = {"seconds_over_dense": cost, "psnr_db": psnr, "psnr_db_objects": psnr, "psnr_db_edges": None}
+    return {"method": method, "setting": "x", **cell, **figures, **changes}
+
+
+ROWS = [
+    row("dense", 1.0, None), row("fewer_steps", 0.2, 20.0), row("fewer_steps", 0.6, 40.0), row("paper", 0.5, 33.0),
+    row("whole", 0.9, math.inf), row("safe_sw", 0.4, None), row("ours", 0.4, 36.0, setting="fast"), row("ours", 0.6, 44.0, setting="best"),
+]  # fmt: skip
+
+
+def test_only_finite_qualities_of_what_is_comparable_are_on_curves() -> None:
+    assert sorted(curves_of(ROWS)) == ["fewer_steps", "ours", "paper"]
+
+
+def test_ours_is_compared_with_the_best_peer_at_the_same_cost() -> None:
+    found = {reading["at"]: reading for reading in compare(ROWS)}
+    fast, best = found["fast"], found["best"]
+    assert (fast["best_peer"], fast["best_peer_db"], fast["difference_db"]) == ("fewer_steps", pytest.approx(30.0), pytest.approx(6.0))
+    assert fast["paper"] is None
+    assert fast["difference_db_objects"] == fast["difference_db"] and fast["difference_db_edges"] is None
+    assert (best["best_peer"], best["difference_db"], best["paper"]) == ("fewer_steps", pytest.approx(4.0), 33.0)
+
+
+def test_the_comparison_is_read_at_fixed_shares_too() -> None:
+    found = {reading["at"]: reading for reading in compare(ROWS)}
+    assert found["30% of dense"]["ours_db"] is None and found["30% of dense"]["difference_db"] is None
+    assert found["40% of dense"]["difference_db"] == pytest.approx(6.0)
+    assert found["55% of dense"]["ours_db"] == pytest.approx(42.0)
+
+
+def test_cells_are_compared_apart() -> None:
+    other = [row("fewer_steps", 0.1, 50.0, steps=30), row("ours", 0.2, 60.0, steps=30)]
+    assert [reading["difference_db"] for reading in compare([*ROWS, *other]) if reading["steps"] == 30][0] == pytest.approx(10.0)
+    assert compare(ROWS) == compare([*ROWS, *other])[: len(compare(ROWS))]
+
+
+# Whole steps
+
+
+def test_steps_after_a_warm_up() -> None:
+    assert sorted(after_warmup(10, 3, 3, last=False)) == [0, 1, 2, 5, 8]
+    assert sorted(after_warmup(10, 3, 3, last=True)) == [0, 1, 2, 5, 8, 9]
+
+
+def test_steps_spread_evenly_or_dense_at_the_start() -> None:
+    assert sorted(spread_out(20, 5, 1.0, last=False)) == [0, 4, 8, 12, 16]
+    assert sorted(spread_out(20, 5, 1.0, last=True)) == [0, 5, 10, 14, 19]
+    early = sorted(spread_out(20, 5, 1.8, last=True))
+    assert early[0] == 0 and early[-1] == 19 and early[2] < 10
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("power", [1.0, 1.4, 1.8])
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_as_many_steps_are_computed_as_asked(count: int, power: float, last: bool) -> None:
+    steps = spread_out(20, count, power, last)
+    assert len(steps) == count and min(steps) == 0 and max(steps) < 20
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_course_of_that_order_is_followed_exactly(order: int) -> None:
+    def course(sigma: float) -> torch.Tensor:
+        return torch.tensor([3.0 + (sigma if order > 0 else 0.0) + (2.0 * sigma**2 if order > 1 else 0.0)])
+
+    known_ones = [(sigma, course(sigma)) for sigma in (1.0, 0.9, 0.7)]
+    assert torch.allclose(extrapolated(known_ones, 0.4, order, 1.0), course(0.4), atol=1e-6)
+    assert torch.equal(extrapolated(known_ones, 0.4, order, 0.0), course(0.7))
+
+
+def test_too_few_known_predictions_lower_the_order() -> None:
+    assert float(extrapolated([(1.0, torch.tensor(5.0))], 0.4, 2, 1.0)) == 5.0
+    assert float(extrapolated([(1.0, torch.tensor(5.0)), (0.8, torch.tensor(4.0))], 0.6, 2, 1.0)) == pytest.approx(3.0)
+
+
+# Measures
+
+
+def test_an_equal_picture_is_infinitely_close_only_when_all_are() -> None:
+    pairs: list[dict[str, float | None]] = [{"psnr_db": math.inf, "lpips": None}, {"psnr_db": 40.0, "lpips": 0.1}]
+    assert mean_closeness(pairs) == {"psnr_db": (EQUAL_DB + 40.0) / 2, "lpips": None}
+    assert mean_closeness(pairs[:1])["psnr_db"] == math.inf
+    assert json.loads(json.dumps(finite({"psnr_db": math.inf, "steps": 20}), allow_nan=False)) == {"psnr_db": None, "steps": 20}
+
+
+def test_outlines_lie_around_the_shapes() -> None:
+    scene = scene_from_seed(0)
+    outline = outline_mask(scene, 128)
+    assert 0.01 < outline.mean() < 0.3
+    flat, crossed = np.full((128, 128, 3), 0.5), np.full((128, 128, 3), 0.5)
+    crossed[~outline] = 0.0
+    assert math.isinf(_psnr_on(outline, flat, crossed))
+
+
+def _psnr_on(mask: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return math.inf if np.array_equal(a[mask], b[mask]) else 0.0
+
+
+def test_objects_are_judged_inside_their_boxes() -> None:
+    scene = scene_from_seed(0)
+    reference = scene.render(64)
+    x0, y0, _, _ = (scene.boxes()[0] * 64).round().astype(int)
+    changed = reference.copy()
+    changed[y0 + 1, x0 + 1] += 0.5
+    assert objects_psnr(reference, reference, scene) == math.inf
+    assert objects_psnr(changed, reference, scene) < 60.0
+
+
+@pytest.mark.parametrize(("side", "scales"), [(64, 3), (128, 4), (256, 5), (512, 5)])
+def test_ms_ssim_is_defined_at_every_size(side: int, scales: int) -> None:
+    assert len(scales_that_fit(side)) == scales and sum(scales_that_fit(side)) == pytest.approx(1.0)
+    picture = scene_from_seed(1).render(side)
+    assert ms_ssim(picture, picture) == pytest.approx(1.0, abs=1e-3)
+    assert ms_ssim(1.0 - picture, picture) < 0.9
+
+
+# Methods and resuming
+
+
+def test_settings_are_told_apart() -> None:
+    names = [(method.name, method.setting) for method in peers.sweep()]
+    assert len(names) == len(set(names))
+    assert {method.name for method in peers.sweep()} >= {"fewer_steps", "easycache", "lazycache", "whole_steps_hold", "paper", "ours"}
+
+
+def test_every_chosen_setting_exists() -> None:
+    known_ones = {(method.name, method.setting) for method in peers.sweep()}
+    assert {(name, setting) for name, settings in peers.CHOSEN.items() for setting in settings} <= known_ones
+
+
+def test_an_unknown_method_is_an_error() -> None:
+    assert [method.name for method in peers.named(peers.paper(), ["paper", "dense"])] == ["paper"] * len(peers.paper())
+    with pytest.raises(ValueError, match="`papre` is no method"):
+        peers.named(peers.paper(), ["papre"])
+
+
+def test_fewer_steps_is_a_share_of_the_steps_asked_for() -> None:
+    method = peers.Method("fewer_steps", "half", step_share=0.5)
+    assert [method.steps(nominal) for nominal in (20, 30, 1)] == [10, 15, 1]
+
+
+def test_tuning_and_held_out_prompts_differ() -> None:
+    tuning, held_out = (shots_of(parse(["--set", name, "--prompts", "2", "--seeds", "2"])) for name in ("tuning", "held-out"))
+    assert [shot.scene for shot in held_out[::2]] == held_out_scenes(2)
+    assert [shot.scene for shot in tuning[::2]] == [scene_from_seed(5000), scene_from_seed(5001)]
+    assert [shot.seed for shot in tuning] == [0, 1, 2, 3]
+
+
+def test_results_of_another_machine_are_not_kept(tmp_path: Path) -> None:
+    asked = asked_of(parse(["--prompts", "1"]))
+    machine = {"processor": "p", "device": "cpu", "torch": "2"}
+    old = row("dense", 1.0, None, **asked) | {"setting": peers.DENSE.setting}
+    result = {"environment": machine, "rows": [old, {**old, "method": "ours"}]}
+    (tmp_path / "fidelity.json").write_text(json.dumps(result), encoding="utf-8")
+    rows = kept_rows(tmp_path / "fidelity.json", machine)
+    assert [kept["method"] for kept in rows] == ["dense"]
+    assert known(rows, peers.DENSE, Cell(256, 20, "euler"), asked)
+    assert not known(rows, peers.DENSE, Cell(512, 20, "euler"), asked)
+    assert not known(rows, peers.DENSE, Cell(256, 20, "euler"), {**asked, "prompts": 2})
+    assert kept_rows(tmp_path / "fidelity.json", {**machine, "torch": "3"}) == []
+    assert kept_rows(tmp_path / "nothing.json", machine) == []
