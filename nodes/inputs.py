@@ -28,7 +28,7 @@ def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
             "widen",
             default=widen,
             advanced=True,
-            tooltip=f"{when}Refresh about twice as often in the first half, where the picture still changes fast.",
+            tooltip=f"{when}Refresh about twice as often in the first third, where the picture still changes fast.",
         ),
     ]
 

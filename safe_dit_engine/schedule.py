@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +32,7 @@ class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
 
     `forecast`: how far what is not computed follows the line through its last two values: 0 holds the last (the paper), 1 follows it.
-    `widen`: in the first half of what may be skipped, where the picture still changes fast, cycles are about half as long.
+    `widen`: the first third of the cycles, where the picture still changes fast, are about half as long.
     `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
     `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
     `pattern`: kinds of the first steps by their first letter, for benches; the rest follows from the other values.
@@ -71,9 +72,10 @@ def plan_steps(total: int, warmup: int, schedule: ScheduleConfig, window: tuple[
     first, last = window if window is not None else (0, total)
     opens, closes = min(max(first, warmup), total), min(last, total)
     kinds = [StepKind.WARMUP] * opens
+    short = math.ceil((closes - opens) / schedule.refresh_interval / 3) if schedule.widen else 0
     while len(kinds) < closes:
-        early = schedule.widen and 2 * len(kinds) < opens + closes
-        kinds += _cycle(schedule, (schedule.refresh_interval + 2) // 2 if early else schedule.refresh_interval)
+        kinds += _cycle(schedule, (schedule.refresh_interval + 2) // 2 if short > 0 else schedule.refresh_interval)
+        short -= 1
     kinds = kinds[: max(opens, closes)]
     kinds += [StepKind.ANCHOR] * (total - len(kinds))
     given = [LETTERS[letter] for letter in schedule.pattern[:total]]

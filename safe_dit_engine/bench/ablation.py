@@ -25,7 +25,7 @@ log = logging.getLogger("safe_dit.bench")
 
 NAME = "ablation"
 NEVER = MAX_REFRESH_INTERVAL
-INTERVALS = (1, 2, 4, 8, 16, NEVER)
+INTERVALS = (1, 2, 4, 8, 16)
 COLUMNS = (
     "setting", *CELL, "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects", "psnr_db_edges", "ssim",
     "oracle_score",
@@ -43,16 +43,21 @@ def with_schedule(**changes: Any) -> Change:
     return lambda partition, schedule: (partition, replace(schedule, **changes))
 
 
+def selective_instead(signal: Signal) -> Change:
+    """Selective steps where the preset holds them."""
+    return lambda partition, schedule: (replace(partition, signal=signal), replace(schedule, held_steps=0))
+
+
 ABLATIONS: dict[str, Change] = {
     "full": with_schedule(),
-    **{f"partition by {signal.value}": with_partition(signal=signal) for signal in Signal},
-    "no selective rows: those steps held": with_schedule(held_steps=NEVER),
-    "no held steps: those selective": with_schedule(held_steps=0),
-    "no refresh of the context": with_schedule(refresh_interval=NEVER),
-    "no forecast": with_schedule(forecast=0.0),
     "no settling": with_schedule(settle=False),
+    "no forecast": with_schedule(forecast=0.0),
+    "no settling, no forecast": with_schedule(settle=False, forecast=0.0),
     "no widening cycles": with_schedule(widen=False),
-    **{f"interval {interval}": with_schedule(refresh_interval=interval) for interval in INTERVALS},
+    "no warm-up but one step": with_partition(warmup_steps=1),
+    **{f"selective, not held, by {signal.value}": selective_instead(signal) for signal in Signal},
+    **{f"interval {interval}": with_schedule(refresh_interval=interval, held_steps=NEVER) for interval in INTERVALS},
+    "interval never": with_schedule(refresh_interval=NEVER, held_steps=NEVER, widen=False),
 }
 
 

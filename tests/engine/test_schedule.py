@@ -32,7 +32,7 @@ def test_plan_as_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
-    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasasasassassass"), (4, "wwwwssassassasssasss")],
+    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasassassassassa"), (4, "wwwwssassasssasssass")],
 )
 def test_widening_cycles(interval: int, expected: str) -> None:
     assert plan(20, 4, interval, widen=True) == expected

@@ -104,7 +104,7 @@ def test_a_missing_node_would_be_seen(frontend: Frontend) -> None:
 
 
 KINDS = {
-    "quickstart": ["warmup", "warmup", "warmup", "held", "anchor", "held", "anchor", "held"],
+    "quickstart": ["warmup", "warmup", "warmup", "warmup", "held", "anchor", "held", "held"],
     "four-nodes": ["warmup", "warmup", "warmup", "warmup", "selective", "anchor", "selective", "selective"],
 }
 
