@@ -35,7 +35,7 @@ class PartitionConfig:
     half) are always sensitive.
     """
 
-    keep_ratio: float = 0.1
+    keep_ratio: float = 0.25
     signal: Signal = Signal.ATTENTION
     warmup_steps: int = 4
     smoothing: float = 0.7
