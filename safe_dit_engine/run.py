@@ -135,7 +135,7 @@ class Run:
         self._regular &= self.step not in self._evaluated and abs(self.sigmas[self.step] - sigma) <= 1e-4 * sigma
         self._evaluated.add(self.step)
         if self._backbone is not None and self.kind is not StepKind.WARMUP:
-            self._settle_map()
+            self._make_map()
 
     def held(self) -> Tensor | None:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
@@ -273,7 +273,7 @@ class Run:
         self.report.divide(sensitivity, partition)
         self._selective_allowed &= not partition.full
 
-    def _settle_map(self) -> None:
+    def _make_map(self) -> None:
         if self._policy is not None:
             if self._policy.score is not None and self.kind is StepKind.SELECTIVE:
                 self._divide(self._policy.score)
@@ -307,7 +307,7 @@ class Run:
 
     def close(self) -> RunReport:
         """Free everything but the report and return it."""
-        self._settle_map()
+        self._make_map()
         self.report.seconds = time.perf_counter() - self._started
         if self.ledger.mode is not MaskMode.OFF:
             self.report.masks = self.ledger.sentence()

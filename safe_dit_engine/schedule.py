@@ -24,9 +24,6 @@ class StepKind(str, Enum):
         return self in (StepKind.WARMUP, StepKind.ANCHOR)
 
 
-LETTERS = {kind.value[0]: kind for kind in StepKind}
-
-
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
@@ -35,7 +32,6 @@ class ScheduleConfig:
     `widen`: the first third of the cycles, where the picture still changes fast, are about half as long.
     `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
     `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
-    `pattern`: kinds of the first steps by their first letter, for benches; the rest follows from the other values.
     """
 
     refresh_interval: int = 4
@@ -45,7 +41,6 @@ class ScheduleConfig:
     widen: bool = False
     held_steps: int = 0
     settle: bool = False
-    pattern: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
@@ -59,8 +54,6 @@ class ScheduleConfig:
             raise ValueError(
                 f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."
             )
-        if set(self.pattern) - set(LETTERS):
-            raise ValueError(f"`pattern` is `{self.pattern}`; use the letters {', '.join(LETTERS)}.")
 
 
 def plan_steps(total: int, warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None) -> tuple[StepKind, ...]:
@@ -77,9 +70,7 @@ def plan_steps(total: int, warmup: int, schedule: ScheduleConfig, window: tuple[
         kinds += _cycle(schedule, (schedule.refresh_interval + 2) // 2 if short > 0 else schedule.refresh_interval)
         short -= 1
     kinds = kinds[: max(opens, closes)]
-    kinds += [StepKind.ANCHOR] * (total - len(kinds))
-    given = [LETTERS[letter] for letter in schedule.pattern[:total]]
-    return tuple(given + kinds[len(given) :])
+    return tuple(kinds + [StepKind.ANCHOR] * (total - len(kinds)))
 
 
 def _cycle(schedule: ScheduleConfig, length: int) -> list[StepKind]:

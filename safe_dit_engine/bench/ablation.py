@@ -85,11 +85,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m safe_dit_engine ablation", description=__doc__)
     add_common(parser, NAME)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512])
-    parser.add_argument("--steps", type=int, nargs="+", default=[20])
-    parser.add_argument("--samplers", nargs="+", default=["euler"])
+    parser.set_defaults(prompts=16, seeds=1, sizes=[512], steps=[20], samplers=["euler"])
     return small(parser.parse_args(argv))
 
 

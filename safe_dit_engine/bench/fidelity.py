@@ -60,11 +60,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m safe_dit_engine fidelity", description=__doc__)
     add_common(parser, NAME)
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
-    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
     parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
     parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
@@ -79,6 +74,11 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="noise seed of the first picture")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
     parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
+    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
 
 
 def small(arguments: argparse.Namespace) -> argparse.Namespace:

@@ -27,7 +27,6 @@ def test_plan_as_drawn() -> None:
     assert plan(2, 5, 4) == "ww"
     assert plan(12, 3, 4, held_steps=1) == "wwwsshasshas"
     assert plan(12, 3, 4, held_steps=9) == "wwwhhhahhhah"
-    assert plan(8, 3, 2, pattern="wah") == "wahsasas"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_window_of_sigmas() -> None:
     assert window_of_sigmas(SIGMAS, 0.15, 0.1) == (5, 5)
 
 
-BAD = [{"refresh_interval": 0}, {"refresh_interval": 65}, {"held_steps": -1}, {"pattern": "wx"}, {"start_percent": 0.6, "end_percent": 0.5}]
+BAD = [{"refresh_interval": 0}, {"refresh_interval": 65}, {"held_steps": -1}, {"start_percent": 0.6, "end_percent": 0.5}]
 
 
 @pytest.mark.parametrize("values", BAD)
