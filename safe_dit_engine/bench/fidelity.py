@@ -41,7 +41,8 @@ CAPTION = """\
 and is not run twice. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose."""
 COMPARISON_CAPTION = """\
 Closeness at the same cost ({cost}), in dB of PSNR against dense, read on each family's Pareto curve by linear interpolation; empty below
-its cheapest setting, its best setting above the dearest."""
+its cheapest setting, its best setting above the dearest. `linear_at_our_steps` is `whole_steps_linear` with the steps that our presets
+compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ READ_AT = (0.30, 0.40, 0.55)
 # Closeness in the objects and at their outlines is compared as well, each with the peer that is best at it.
 DETAILS = ("objects", "edges")
 OURS = "ours"
+# Has a curve but is no peer: it borrows the steps that we chose, and shows how much of our lead is their choice.
+AT_OUR_STEPS = "linear_at_our_steps"
 # Not on a curve: the reference itself, and what differs from it on purpose.
 OFF_CURVE = ("dense", "safe_sw")
 
@@ -71,7 +73,7 @@ def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | No
 def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str) -> dict[str, Any]:
     ours = row[quality] if row is not None else quality_at(curves.get(OURS, []), cost)
     peers = {family: quality_at(curve, cost) for family, curve in sorted(curves.items()) if family != OURS}
-    best = max(peers, key=lambda family: _or_least(peers[family]), default=None)
+    best = max((family for family in peers if family != AT_OUR_STEPS), key=lambda family: _or_least(peers[family]), default=None)
     best_db = peers[best] if best is not None else None
     return {
         "ours_db": ours,

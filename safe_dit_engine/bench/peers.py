@@ -14,7 +14,8 @@ from typing import Any
 from ..guidance import GuidanceConfig
 from ..partition import PartitionConfig, Signal
 from ..presets import DEFAULT_PRESET, PRESETS, Preset
-from ..schedule import ScheduleConfig
+from ..schedule import ScheduleConfig, plan_steps
+from .pareto import AT_OUR_STEPS
 from .whole_steps import after_warmup, reuse_whole_steps, spread_out
 
 Patch = Callable[[Any], Any]
@@ -128,6 +129,22 @@ def reused(name: str, setting: str, steps: Callable[[int], frozenset[int]], orde
     return Method(name, setting, partial(reuse_whole_steps, place=steps, order=order, damping=damping))
 
 
+def at_our_steps() -> list[Method]:
+    """The strongest peer with the steps of our presets: what is left of our lead when the peer computes the very same ones."""
+    return [
+        reused(AT_OUR_STEPS, f"{name}'s steps, x{damping}", partial(steps_computed, preset), 1, damping)
+        for name, preset in PRESETS.items()
+        if preset.held_steps
+        for damping in REUSES["whole_steps_linear"][1]
+    ]
+
+
+def steps_computed(preset: Preset, total: int) -> frozenset[int]:
+    """The steps a preset computes whole."""
+    plan = plan_steps(total, preset.warmup_steps, preset.schedule())
+    return frozenset(step for step, kind in enumerate(plan) if kind.dense)
+
+
 def selective(name: str, keep: float, interval: int, warmup: int, signal: Signal) -> Method:
     """Selected tokens, the rest held, as published: evenly spaced refreshes, nothing forecast."""
     partition = PartitionConfig(keep_ratio=keep, warmup_steps=warmup, signal=signal)
@@ -184,7 +201,7 @@ def guided() -> list[Method]:
 
 def sweep() -> list[Method]:
     """Every setting of every method; dense is the reference and goes without saying."""
-    return [*fewer_steps(), *caches(), *whole_steps(), *ras(), *paper(), *ours(), *guided()]
+    return [*fewer_steps(), *caches(), *whole_steps(), *at_our_steps(), *ras(), *paper(), *ours(), *guided()]
 
 
 # Settings on or near the Pareto curve of their family between 30 and 60 % of dense: from a sweep of all settings of the caches and of whole
@@ -198,6 +215,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         "30% even, x0.6", "40% even, x0.6", "warm-up 4, 1 of 3, x0.6", "50% early, x0.6", "warm-up 4, 1 of 2, x0.6",
         "60% early, last, x0.6",
     ),
+    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name in ("quality", "balanced", "fast")),
     "whole_steps_taylor": ("40% even, x0.5", "warm-up 4, 1 of 2, x0.5"),
     "ras": ("keep 0.25, interval 4, warm-up 4", "keep 0.25, interval 2, warm-up 4"),
     "paper": ("keep 0.25, interval 4, warm-up 4", "keep 0.25, interval 2, warm-up 4"),

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from safe_dit_engine import presets
 from safe_dit_engine.bench import peers
 from safe_dit_engine.bench.closeness import EQUAL_DB, mean_closeness, ms_ssim, objects_psnr, outline_mask, scales_that_fit
 from safe_dit_engine.bench.fidelity import asked_of, finite, kept_rows, known, parse, shots_of
-from safe_dit_engine.bench.pareto import compare, curves_of, pareto, quality_at
+from safe_dit_engine.bench.pareto import AT_OUR_STEPS, compare, curves_of, pareto, quality_at
 from safe_dit_engine.bench.side_by_side import Cell
 from safe_dit_engine.bench.whole_steps import after_warmup, extrapolated, spread_out
 from safe_dit_engine.demo.scenes import held_out_scenes, scene_from_seed
+from safe_dit_engine.schedule import plan_steps
 
 # Curves
 
@@ -169,6 +171,15 @@ def test_settings_are_told_apart() -> None:
 def test_every_chosen_setting_exists() -> None:
     known_ones = {(method.name, method.setting) for method in peers.sweep()}
     assert {(name, setting) for name, settings in peers.CHOSEN.items() for setting in settings} <= known_ones
+
+
+def test_the_peer_with_our_steps_has_them_and_is_not_the_best_peer() -> None:
+    preset = presets.PRESETS["balanced"]
+    steps = peers.steps_computed(preset, 20)
+    assert steps == {step for step, kind in enumerate(plan_steps(20, preset.warmup_steps, preset.schedule())) if kind.dense}
+    rows = [row("ours", 0.5, 45.0), row("whole_steps_linear", 0.5, 41.0), row(AT_OUR_STEPS, 0.5, 44.0)]
+    reading = compare(rows)[0]
+    assert (reading["best_peer"], reading["difference_db"], reading[AT_OUR_STEPS]) == ("whole_steps_linear", 4.0, 44.0)
 
 
 def test_an_unknown_method_is_an_error() -> None:
