@@ -1,20 +1,32 @@
-"""The attention override: rules on masks, hands keys and values to the model call, chains an override that is already there.
+"""Attention with masks ruled on: the override ComfyUI calls, and `sdpa` for plain torch code and `diffusers` models.
 
-Hosts call it as ComfyUI does (comfy/ldm/modules/attention.py, `wrap_attn`): `override(func, q, k, v, heads, mask, **kwargs)`, with the
+ComfyUI calls an override as (comfy/ldm/modules/attention.py, `wrap_attn`) `override(func, q, k, v, heads, mask, **kwargs)`, with the
 mask positional or by keyword, and tensors `[B, heads, rows, head_dim]` when `skip_reshape` is set, else `[B, rows, heads * head_dim]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from .execution import ModelCall
-from .masks import MaskLedger, MaskMode
+from .masks import MaskLedger, MaskMode, Verdict, attend_trimmed
 
 Attention = Callable[..., Tensor]
+
+# ComfyUI's attention functions that take a boolean mask for numbers, or for something of another shape than SDPA does.
+ADDS_BOOLEANS = frozenset({"attention_basic", "attention_split", "attention_sub_quad"})
+# Those that hand every call with a mask to another one (attention.py of ComfyUI).
+MASKED_FALLBACK = {"attention_flash": "PyTorch attention", "attention3_sage": "attention_pytorch"}
 
 
 class AttentionOverride:
@@ -26,20 +38,176 @@ class AttentionOverride:
         self._previous = previous
 
     def __call__(self, func: Attention, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Attention with a proven mask removed and, inside a tracked block, the run's keys and values."""
-        args, kwargs = self._rule_on_mask(args, kwargs)
+        """Attention with a mask rewritten as proven and, inside a tracked block, the run's keys and values."""
+        mask: Tensor | None = args[1] if len(args) > 1 else kwargs.get("mask")
+        heads_first = bool(kwargs.get("skip_reshape", False))
+        certificate = self._ledger.rule(mask, _scores(q, k, mask, args, kwargs, heads_first), func.__name__ in ADDS_BOOLEANS)
+        if certificate is not None and mask is not None:
+            self._ledger.rewrote(func.__name__, partial(_described, func, q, k, v, mask, heads_first))
+            mask, (args, kwargs) = None, _without_mask(args, kwargs)
         if self._call is not None and self._call.block is not None:
             heads = args[0] if args else kwargs["heads"]
-            split = bool(kwargs.get("skip_reshape", False))
-            mask = args[1] if len(args) > 1 else kwargs.get("mask")
-            k, v = self._call.attend(q, k, v, heads=heads, heads_first=split, mask=mask, scale=kwargs.get("scale"))
-        if self._previous is not None:
-            return self._previous(func, q, k, v, *args, **kwargs)
-        return func(q, k, v, *args, **kwargs)
+            k, v = self._call.attend(q, k, v, heads=heads, heads_first=heads_first, mask=mask, scale=kwargs.get("scale"))
 
-    def _rule_on_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._ledger.mode is MaskMode.OFF:
-            return args, kwargs
-        if len(args) > 1:
-            return (args[0], self._ledger.rule(args[1]), *args[2:]), kwargs
-        return args, {**kwargs, "mask": self._ledger.rule(kwargs.get("mask"))}
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self._previous is not None:
+                return self._previous(func, q, k, v, *args, **kwargs)
+            return func(q, k, v, *args, **kwargs)
+
+        if certificate is None or certificate.verdict is Verdict.ELIDE:
+            return attention(q, k, v)
+        return attend_trimmed(attention, q, k, v, certificate.groups, 2 if heads_first else 1)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any], heads_first: bool) -> tuple[int, ...]:
+    """Shape of the attention scores as ComfyUI's masks see them: those of three dimensions know no heads."""
+    if mask is None:
+        return ()
+    rows = 2 if heads_first else 1
+    heads = (args[0] if args else kwargs["heads"],) if mask.ndim == 4 else ()
+    return (q.shape[0], *heads, q.shape[rows], k.shape[rows])
+
+
+def _without_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((args[0], None, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "mask": None})
+
+
+def _described(func: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads_first: bool) -> str:
+    """What a masked call ran on, and what it runs on now."""
+    if func.__name__ in MASKED_FALLBACK:
+        return f"{MASKED_FALLBACK[func.__name__]}, to which every mask falls back, is {func.__name__} again"
+    if func.__name__ == "attention_pytorch" and heads_first and q.shape[1] == k.shape[1]:
+        return f"attention_pytorch: {_kernels(q, k, v, mask.unsqueeze(1) if mask.ndim == 3 else mask)}"
+    return f"{func.__name__}, now without a mask"
+
+
+def _kernels(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, enable_gqa: bool = False) -> str:
+    before, after = (kernel_of(q, k, v, given, enable_gqa=enable_gqa) for given in (mask, None))
+    return f"{before} kernel with the mask, {after} kernel without"
+
+
+def kernel_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **kwargs: Any) -> str:
+    """Which kernel torch's SDPA would run on `[B, heads, rows, head_dim]`; decided from shapes and types, nothing runs."""
+    backend = SDPBackend(torch._fused_sdp_choice(q, k, v, attn_mask=mask, **kwargs))
+    return str(backend.name).removesuffix("_ATTENTION").lower()
+
+
+# Plain torch code
+
+
+def sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    ledger: MaskLedger | None = None,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` that removes a mask proven to change nothing and trims padding.
+
+    Shapes, arguments and errors are those of the original. `ledger` counts and remembers verdicts: that of `certified_masks` where one
+    is active, else the process-wide `LEDGER`. A call with dropout or `is_causal` is left as it is.
+    """
+    options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if attn_mask is not None:
+        return _ruled(ledger, query, key, value, attn_mask, options)
+    if not torch.compiler.is_compiling():
+        _ledger_of(ledger).calls += 1
+    return _swapped.original(query, key, value, **options)
+
+
+# What `sdpa` has seen outside any `certified_masks`.
+LEDGER = MaskLedger()
+_active: ContextVar[MaskLedger | None] = ContextVar("safe_dit_masks", default=None)
+
+
+def _ledger_of(given: MaskLedger | None) -> MaskLedger:
+    return given or _active.get() or LEDGER
+
+
+# A verdict traced into a compiled graph would be frozen there.
+@torch.compiler.disable
+def _ruled(given: MaskLedger | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
+    ledger = _ledger_of(given)
+    plain = options["dropout_p"] == 0.0 and not options["is_causal"] and q.shape[0] == k.shape[0]
+    certificate = ledger.rule(mask, (*q.shape[:-1], k.shape[-2])) if plain else None
+    if certificate is None:
+        return _swapped.original(q, k, v, attn_mask=mask, **options)
+    if q.ndim == 4:
+        ledger.rewrote("SDPA", lambda: _kernels(q, k, v, mask, options["enable_gqa"]))
+    attention = partial(_swapped.original, **options)
+    if certificate.verdict is Verdict.ELIDE:
+        return attention(q, k, v)
+    return attend_trimmed(attention, q, k, v, certificate.groups, k.ndim - 2)
+
+
+class _Swapped:
+    """`F.scaled_dot_product_attention` while `sdpa` stands in for it: once for the process, however many threads ask."""
+
+    def __init__(self) -> None:
+        self.original: Attention = F.scaled_dot_product_attention
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self.original, F.scaled_dot_product_attention = F.scaled_dot_product_attention, sdpa
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                F.scaled_dot_product_attention = self.original
+
+
+_swapped = _Swapped()
+
+
+@contextmanager
+def certified_masks(model: nn.Module | None = None, mode: MaskMode = MaskMode.ELIDE) -> Iterator[MaskLedger]:
+    """Rule on the masks of everything that calls torch's SDPA inside the block: `diffusers`, `transformers`, plain torch code.
+
+    `model`: only what this module does is judged, and verdicts on masks made in inference mode last for one call of it. Yields the
+    ledger, whose `sentence()` says what was found. Other threads are not touched; afterwards torch is as it was.
+    """
+    ledger = MaskLedger(mode, bracketed=model is not None)
+    _swapped.enter()
+    try:
+        with _judged(ledger) if model is None else _judged_in(model, ledger):
+            yield ledger
+    finally:
+        _swapped.leave()
+
+
+@contextmanager
+def _judged(ledger: MaskLedger) -> Iterator[None]:
+    token = _active.set(ledger)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+@contextmanager
+def _judged_in(model: nn.Module, ledger: MaskLedger) -> Iterator[None]:
+    tokens = []
+
+    def enter(*_: Any) -> None:
+        ledger.begin_call()
+        tokens.append(_active.set(ledger))
+
+    def leave(*_: Any) -> None:
+        _active.reset(tokens.pop())
+
+    handles = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

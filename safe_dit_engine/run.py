@@ -70,7 +70,7 @@ class Run:
     ) -> None:
         self.config = config
         self.sigmas = tuple(sigmas)
-        self.ledger = MaskLedger(config.masks)
+        self.ledger = MaskLedger(config.masks, bracketed=True)
         self.cache = BranchCache()
         self.report = RunReport(total_steps=len(self.sigmas) - 1)
         self._partitioning = config.partition or PartitionConfig()

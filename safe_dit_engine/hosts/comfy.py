@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..attention import AttentionOverride
 from ..execution import ModelCall
 from ..guidance import reweight
 from ..masks import MaskMode
+from ..origins import tracked
 from ..run import BranchCall, Obstacle, Run, SafeConfig
 from ..schedule import ScheduleConfig, window_of_sigmas
 from .comfy_live import LiveRun
@@ -215,11 +217,14 @@ def apply_model(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     options = copy.copy(options)
     options[OVERRIDE] = _override(run, call, options)
-    if call is None:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    with call.hooks():
+    with ExitStack() as hooks:
+        if run.ledger.mode is not MaskMode.OFF and not _compiled(options):
+            hooks.enter_context(tracked(executor.class_obj.diffusion_model, run.ledger))  # type: ignore[attr-defined]
+        if call is not None:
+            hooks.enter_context(call.hooks())
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    run.end_call(call)
+    if call is not None:
+        run.end_call(call)
     return denoised
 
 
