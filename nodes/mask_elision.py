@@ -1,4 +1,4 @@
-"""Mask Elision Patcher: removes attention masks that provably change nothing."""
+"""Mask Elision Patcher: removes attention masks that provably change nothing, leaves out keys that are only padding."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class SafeDitMaskElision(io.ComfyNode):
             display_name="Mask Elision Patcher",
             category="SAFE-DiT",
             description=(
-                "Removes attention masks that provably change nothing, so that the fast attention kernel runs. Masks that matter are kept. "
-                "Many models carry none; the report then says that there is nothing to elide."
+                "Removes attention masks that provably change nothing and leaves out keys that are only padding, so that the fast "
+                "attention kernel runs. Masks that matter are kept. Many models carry none; the node then says that there is nothing "
+                "to elide."
             ),
             search_aliases=["attention mask", "flash attention", "mask elision", "safe-dit"],
             inputs=[
@@ -31,7 +32,10 @@ class SafeDitMaskElision(io.ComfyNode):
                     "mode",
                     options=[mode.value for mode in MaskMode],
                     default=MaskMode.ELIDE.value,
-                    tooltip="elide: remove masks proven to change nothing. observe: only count them for the report. off: do not look.",
+                    tooltip=(
+                        "elide: remove masks proven to change nothing, leave out keys that are only padding. "
+                        "observe: only count them for the report. off: do not look."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the rule attached.")],

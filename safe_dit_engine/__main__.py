@@ -12,6 +12,7 @@ TOOLS = {
     "fidelity": ".bench.fidelity",
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
+    "masktax": ".bench.masktax",
     "serve": ".bench.serve",
     "study": ".bench.study",
 }

@@ -41,6 +41,8 @@ class AttentionOverride:
         """Attention with a mask rewritten as proven and, inside a tracked block, the run's keys and values."""
         mask: Tensor | None = args[1] if len(args) > 1 else kwargs.get("mask")
         heads_first = bool(kwargs.get("skip_reshape", False))
+        if (kwargs.get("transformer_options") or {}).get("optimized_attention_override") is not self:
+            self._ledger.origin = None  # another override stands between the model and this one, and may have changed the mask
         certificate = self._ledger.rule(mask, _scores(q, k, mask, args, kwargs, heads_first), func.__name__ in ADDS_BOOLEANS)
         if certificate is not None and mask is not None:
             self._ledger.rewrote(func.__name__, partial(_described, func, q, k, v, mask, heads_first))

@@ -28,8 +28,9 @@ class MaskOrigin:
 ORIGINS = (
     # comfy/ldm/lens/model.py, LensJointAttention.forward: the joint mask, cast to the type of the queries.
     MaskOrigin("LensTransformer2DModel", "transformer_blocks", "attention_mask"),
-    # comfy/ldm/qwen_image/model.py, Attention.forward: zeros for the image, the text's mask before them.
+    # comfy/ldm/qwen_image/model.py, Attention.forward: zeros for the image, the text's mask before them. Mage-Flow uses the same blocks.
     MaskOrigin("QwenImageTransformer2DModel", "transformer_blocks", "encoder_hidden_states_mask"),
+    MaskOrigin("MageFlowTransformer2DModel", "transformer_blocks", "encoder_hidden_states_mask"),
 )
 
 

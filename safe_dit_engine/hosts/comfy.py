@@ -217,6 +217,8 @@ def apply_model(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     options = copy.copy(options)
     options[OVERRIDE] = _override(run, call, options)
+    # Such patches are handed the mask and may write to it, which nothing would tell us: ComfyUI samples in inference mode.
+    run.ledger.bracketed = not (options.get("patches_replace", {}).get("dit") or options.get("patches", {}).get("attn1_patch"))
     with ExitStack() as hooks:
         if run.ledger.mode is not MaskMode.OFF and not _compiled(options):
             hooks.enter_context(tracked(executor.class_obj.diffusion_model, run.ledger))  # type: ignore[attr-defined]

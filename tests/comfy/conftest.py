@@ -146,3 +146,82 @@ def tiny(comfy: InProcessComfy) -> TinyNextDiT:
 def padded(comfy: InProcessComfy) -> TinyNextDiT:
     """The same with text and image rows padded to a multiple, as Z-Image has them."""
     return TinyNextDiT(comfy, pad_tokens_multiple=32)
+
+
+class TinyMasked(TinyNextDiT):
+    """A small model of a family that masks padded text, with random weights; `width` is that of its text."""
+
+    def __init__(self, comfy: InProcessComfy, model: Any, width: int, latent: tuple[int, ...]) -> None:
+        self.comfy = comfy
+        self.model = model
+        self.width = width
+        self.latent = latent
+
+    def prompt(self, seed: int, tokens: int = 24, padding: int = 0, **extras: Any) -> list[list[Any]]:
+        """A conditioning with random text rows, the last `padding` of them masked."""
+        if padding:
+            extras["attention_mask"] = (torch.arange(tokens) < tokens - padding).long()[None]
+        return [[torch.randn(1, tokens, self.width, generator=torch.Generator().manual_seed(seed)), extras]]
+
+    def prompts(self, positive: int, negative: int, tokens: tuple[int, int] = (24, 24)) -> dict[str, Any]:
+        """Both prompts with this much padding."""
+        return {"positive": self.prompt(1, tokens[0], positive), "negative": self.prompt(2, tokens[1], negative)}
+
+    def sample(self, model: Any, **changes: Any) -> torch.Tensor:
+        """Latent after KSampler."""
+        latent = {"samples": torch.zeros(changes.pop("images", 1), *self.latent)}
+        return super().sample(model, **{"steps": 6, "latent_image": latent, **changes})
+
+    def certified(self, mode: str = "elide", model: Any = None) -> Any:
+        """The model through the Mask Elision Patcher."""
+        return self.comfy.execute("SafeDitMaskElision", model=model or self.model, mode=mode)[0]
+
+
+LENS = {"num_layers": 2, "num_attention_heads": 2, "enc_hidden_dim": 24, "selected_layer_index": (0, 1)}
+QWEN = {
+    "image_model": "qwen_image", "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12),
+    "joint_attention_dim": 48,
+}  # fmt: skip
+
+
+def random_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Random weights for a module."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: _random_weight(name, value, generator) for name, value in module.state_dict().items()}
+
+
+def load_lens(dtype: torch.dtype) -> Any:
+    """Model patcher around a small Lens, through ComfyUI's stock loader; it computes in `dtype`."""
+    lens, operations = importlib.import_module("comfy.ldm.lens.model"), importlib.import_module("comfy.ops").disable_weight_init
+    state = random_state(lens.LensTransformer2DModel(**LENS, operations=operations))
+    model = importlib.import_module("comfy.sd").load_diffusion_model_state_dict(state, {"dtype": dtype})
+    model.model.manual_cast_dtype = None  # on a CPU ComfyUI would compute in float32 whatever the weights are
+    return model
+
+
+def build_qwen() -> Any:
+    """Model patcher around a small Qwen-Image; ComfyUI's loader knows only the real width."""
+    supported, patcher = importlib.import_module("comfy.supported_models"), importlib.import_module("comfy.model_patcher")
+    config = supported.QwenImage(dict(QWEN))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    model.diffusion_model.load_state_dict(random_state(model.diffusion_model))
+    return patcher.CoreModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def lens(comfy: InProcessComfy) -> TinyMasked:
+    """A tiny Lens: every one of its attention calls carries a mask."""
+    return TinyMasked(comfy, load_lens(torch.float32), 48, (128, 10, 10))
+
+
+@pytest.fixture(scope="session")
+def lens_in_bfloat16(comfy: InProcessComfy) -> TinyMasked:
+    """The same in bfloat16, where every layer makes its own copy of the mask."""
+    return TinyMasked(comfy, load_lens(torch.bfloat16), 48, (128, 10, 10))
+
+
+@pytest.fixture(scope="session")
+def qwen(comfy: InProcessComfy) -> TinyMasked:
+    """A tiny Qwen-Image: every layer makes its own mask from the text's, where there is one."""
+    return TinyMasked(comfy, build_qwen(), 48, (16, 1, 12, 12))
