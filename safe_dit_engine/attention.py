@@ -6,6 +6,7 @@ mask positional or by keyword, and tensors `[B, heads, rows, head_dim]` when `sk
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .execution import ModelCall
 from .masks import MaskLedger, MaskMode, Verdict, attend_trimmed
@@ -115,7 +117,14 @@ def sdpa(
     is active, else the process-wide `LEDGER`. A call with dropout or `is_causal` is left as it is.
     """
     options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if has_torch_function_variadic(query, key, value, attn_mask):
+        # A mode may look for `F.scaled_dot_product_attention`, which is this function now (diffusers/hooks/layer_skip.py).
+        relevant = tuple(x for x in (query, key, value, attn_mask) if x is not None)
+        result: Tensor = handle_torch_function(sdpa, relevant, query, key, value, attn_mask, **options, ledger=ledger)
+        return result
     if attn_mask is not None:
+        if torch.compiler.is_compiling() and ledger is None and not torch.is_grad_enabled():
+            return _opaque(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         return _ruled(ledger, query, key, value, attn_mask, options)
     if not torch.compiler.is_compiling():
         _ledger_of(ledger).calls += 1
@@ -145,6 +154,23 @@ def _ruled(given: MaskLedger | None, q: Tensor, k: Tensor, v: Tensor, mask: Tens
     if certificate.verdict is Verdict.ELIDE:
         return attention(q, k, v)
     return attend_trimmed(attention, q, k, v, certificate.groups, k.ndim - 2)
+
+
+# A whole-graph compilation allows no break: there the ruling is an operator of its own, run when the graph runs. Its name is that of this
+# copy of the engine, since ComfyUI and a script may each load one.
+@torch.library.custom_op(f"safe_dit_{re.sub('[^a-z0-9]', '_', __name__.lower())}::sdpa", mutates_args=())
+def _opaque(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    return _ruled(None, q, k, v, mask, options).contiguous()
+
+
+@_opaque.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
 class _Swapped:

@@ -271,6 +271,8 @@ class MaskLedger:
 
     def sentence(self) -> str:
         """What was found, in words."""
+        if self.calls == 0:
+            return "no attention call was seen: the model does not attend through what is watched here"
         carried = f"{self.masked:,} of {self.calls:,} attention calls carried a mask"
         if self.masked == 0:
             return f"{carried}: nothing to elide"

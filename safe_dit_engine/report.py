@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .masks import MaskLedger
 from .partition import Partition
 from .schedule import StepKind
 
@@ -39,6 +40,8 @@ class RunReport:
     evaluations: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     masks: str = ""
+    ledger: MaskLedger | None = None
+    ids: dict[str, Any] = field(default_factory=dict)  # under which the host knows the run
     cache_bytes: int = 0
     seconds: float = 0.0
     sensitivity: Tensor | None = None
@@ -81,6 +84,11 @@ class RunReport:
         """Sensitivity of the first image; ask once there is a map or the run is over."""
         return None if self.sensitivity is None else pack_bytes(self.sensitivity[0])
 
+    def mask_counts(self) -> list[int] | None:
+        """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""
+        found = self.ledger
+        return None if found is None else [found.calls, found.masked, found.elided, found.trimmed.total()]
+
     def log_line(self) -> str:
         """The run in one line."""
         steps = ", ".join(f"{count} {kind}" for kind, count in self.counts().items()) or "no evaluations"
@@ -107,6 +115,7 @@ class RunReport:
         width, height = (0, 0) if self.partition is None else (self.partition.grid[1], self.partition.grid[0])
         return {
             "v": MESSAGE_VERSION,
+            "ids": self.ids,
             "total": self.total_steps,
             "backbone": self.backbone,
             "w": width,
@@ -122,15 +131,17 @@ class RunReport:
             "cache_bytes": self.cache_bytes,
             "seconds": self.seconds,
             "masks": self.masks,
+            "mask_counts": self.mask_counts(),
             "notes": self.notes,
         }
 
 
-def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
+def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[str, Any]:
     """Live message of one evaluation, without the ids the host adds.
 
     `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active, and on held ones, where none is (`k` 0).
-    `sens`: bytes, on dense steps only.
+    `sens`: bytes, where `with_map` asks for it: it is large and seldom changes. `masks`: attention calls so far, those
+    with a mask, elided, trimmed; None where nobody looked.
     """
     partition = report.partition
     selective = record.kind is StepKind.SELECTIVE
@@ -143,9 +154,11 @@ def step_message(report: RunReport, record: StepRecord) -> dict[str, Any]:
         "h": partition.grid[0] if partition is not None else 0,
         "k": 0 if record.kind is StepKind.HELD else partition.kept if partition is not None and selective else None,
         "mask": report.mask_bits if selective else None,
-        "sens": report.map_bytes if report.sensitivity is not None and record.kind.dense else None,
+        "sens": report.map_bytes if with_map else None,
         "rows": [record.rows_active, record.rows_total],
         "ms": round(record.milliseconds, 2),
+        "cache": report.cache_bytes,
+        "masks": report.mask_counts(),
     }
 
 

@@ -73,6 +73,7 @@ class Run:
         self.ledger = MaskLedger(config.masks, bracketed=True)
         self.cache = BranchCache()
         self.report = RunReport(total_steps=len(self.sigmas) - 1)
+        self.report.ledger = self.ledger if config.masks is not MaskMode.OFF else None
         self._partitioning = config.partition or PartitionConfig()
         self._evidence = Evidence()
         self._images, (self._height, self._width) = latent_shape[0], latent_shape[-2:]

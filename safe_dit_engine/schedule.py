@@ -79,10 +79,22 @@ def _cycle(schedule: ScheduleConfig, length: int) -> list[StepKind]:
     return [StepKind.SELECTIVE] * (between - held) + [StepKind.HELD] * held + [StepKind.ANCHOR]
 
 
-def predicted_share(plan: Sequence[StepKind], selective_share: float) -> float:
-    """Predicted cost of a run relative to dense when a selective step costs `selective_share` of a dense one and a held one nothing."""
-    costs = {StepKind.SELECTIVE: selective_share, StepKind.HELD: 0.0}
-    return sum(costs.get(kind, 1.0) for kind in plan) / max(len(plan), 1)
+@dataclass(frozen=True)
+class StepCosts:
+    """What a step costs, in dense steps: a selective one `fixed` + `kept` x keep ratio, a line through docs/benchmarks/cost.json."""
+
+    fixed: float = 0.058
+    kept: float = 0.82
+
+    def selective(self, keep_ratio: float) -> float:
+        """Cost of a selective step."""
+        return min(1.0, self.fixed + self.kept * keep_ratio)
+
+
+def predicted_share(plan: Sequence[StepKind], keep_ratio: float, costs: StepCosts | None = None) -> float:
+    """Predicted time of a run relative to dense."""
+    share = {StepKind.SELECTIVE: (costs or StepCosts()).selective(keep_ratio), StepKind.HELD: 0.0}
+    return sum(share.get(kind, 1.0) for kind in plan) / max(len(plan), 1)
 
 
 def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:

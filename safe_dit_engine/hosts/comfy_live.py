@@ -9,20 +9,48 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..report import RunReport, StepRecord, step_message
 from ..run import Run
+from ..schedule import StepKind
 
 log = logging.getLogger("safe_dit")
 
 EVENT = "safe_dit.step"
 KEPT_REPORTS = 32
-NODE_CLASSES = ("SafeDitAccelerate", "SafeDitPartitioner", "SafeDitSensitivityCFG", "SafeDitMaskElision")
+MASK_NODE = "SafeDitMaskElision"
+NODE_CLASSES = ("SafeDitAccelerate", "SafeDitPartitioner", "SafeDitSensitivityCFG", MASK_NODE)
+
+# Nodes that draw the map, and the one that shows what came out; a run's messages name those it is for.
+WIDGET_NODES = ("SafeDitAccelerate", "SafeDitSelectiveSampler")
+REPORT_NODE = "SafeDitReport"
 
 _reports: OrderedDict[str, RunReport] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class LiveWish:
+    """What a browser tab wants to hear of steps; `per_second` None: everything."""
+
+    live: bool = True
+    per_second: float | None = None
+
+
+# By the id of the tab's connection; the newest last.
+_wishes: OrderedDict[str, LiveWish] = OrderedDict()
+
+
+def wish(client_id: str, wanted: LiveWish) -> None:
+    """Remember what a tab wants."""
+    _wishes.pop(client_id, None)
+    _wishes[client_id] = wanted
+    while len(_wishes) > KEPT_REPORTS:
+        _wishes.popitem(last=False)
 
 
 class LiveRun:
@@ -31,23 +59,49 @@ class LiveRun:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.roles: dict[int, str] = {}
-        self._prompt_id, sampler_id = _executing()
-        prompt, self._workflow_id = _running(self._prompt_id)
+        prompt_id, sampler_id = _executing()
+        prompt, workflow_id = _running(prompt_id)
         self._key = None if sampler_id is None else run_key(prompt, sampler_id)
-        self._node_id = None if sampler_id is None else _addressee(prompt, sampler_id)
+        self._mask_nodes = [] if sampler_id is None else _of_class(prompt, sampler_id, MASK_NODE)
+        if sampler_id is not None:
+            ids = {"workflow": workflow_id, "node": _addressee(prompt, sampler_id), "prompt_id": prompt_id}
+            run.report.ids = {**ids, "sampler": sampler_id, "show": _shown_on(prompt, sampler_id)}
+        self._sent_map: str | None = None
+        self._sent_at = 0.0
+        self._unsent: StepRecord | None = None
 
-    def step(self, record: StepRecord) -> None:
-        """Tell the frontend of one evaluation."""
-        server = _server()
-        if server is None or self._node_id is None:
+    def step(self, record: StepRecord, last: bool = False) -> None:
+        """Tell the frontend of one evaluation. It hears of the last of a run, and of held ones, however fast they come."""
+        server = running_server()
+        ids = self.run.report.ids
+        self._unsent = record
+        if server is None or not ids or not self._wanted(server.client_id, last or record.kind is StepKind.HELD):
             return
-        ids = {"workflow": self._workflow_id, "node": self._node_id, "prompt_id": self._prompt_id}
-        server.send_sync(EVENT, step_message(self.run.report, record) | ids, server.client_id)
+        self._unsent = None
+        # A selective step's message stays small: it carries the tokens, and the map waits for the next step that does not.
+        new_map = record.kind is not StepKind.SELECTIVE and self.run.report.map_bytes != self._sent_map
+        if new_map:
+            self._sent_map = self.run.report.map_bytes
+        server.send_sync(EVENT, step_message(self.run.report, record, new_map) | ids, server.client_id)
+
+    def _wanted(self, client_id: str | None, at_once: bool) -> bool:
+        wanted = _wishes.get(client_id or "", LiveWish())
+        now = time.perf_counter()
+        too_soon = wanted.per_second is not None and now - self._sent_at < 1.0 / wanted.per_second
+        if not wanted.live or (too_soon and not at_once):
+            return False
+        self._sent_at = now
+        return True
 
     def close(self) -> None:
         """End the run: log its line, keep its report."""
+        if self._unsent is not None:
+            self.step(self._unsent, last=True)
         report = self.run.close()
         log.info(report.log_line())
+        server = running_server()
+        for node_id in self._mask_nodes if server is not None else ():
+            server.send_progress_text(report.masks, node_id, server.client_id)
         if self._key is not None:
             _reports.pop(self._key, None)
             _reports[self._key] = report
@@ -88,7 +142,8 @@ def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
 
 
-def _server() -> Any:
+def running_server() -> Any:
+    """ComfyUI's server; None outside one."""
     # `server` is only importable, and only has an instance, inside a running ComfyUI.
     import sys
 
@@ -105,7 +160,7 @@ def _executing() -> tuple[str | None, str | None]:
 
 def _running(prompt_id: str | None) -> tuple[dict[str, Any], str | None]:
     """The prompt that is running now and its workflow's id; empty outside a server."""
-    server = _server()
+    server = running_server()
     running = server.prompt_queue.get_current_queue_volatile()[0] if server is not None else ()
     for _number, running_id, prompt, extra, *_rest in running:
         if running_id == prompt_id:
@@ -114,10 +169,21 @@ def _running(prompt_id: str | None) -> tuple[dict[str, Any], str | None]:
     return {}, None
 
 
+def _shown_on(prompt: dict[str, Any], sampler_id: str) -> list[str]:
+    """Nodes that draw this run: of each kind the nearest before the sampler, and reports fed by the sampler itself."""
+    before = [found for kind in WIDGET_NODES for found in _of_class(prompt, sampler_id, kind)[:1]]
+    reports = [found for found, node in prompt.items() if node.get("class_type") == REPORT_NODE]
+    return before + [found for found in reports if next(upstream(prompt, found), None) == sampler_id]
+
+
 def _addressee(prompt: dict[str, Any], sampler_id: str) -> str:
     """Node the messages are for: the nearest of ours before the sampler, else the sampler.
 
     Worked out when sampling starts: the ids a cached node was given may be out of date once it was moved into a subgraph.
     """
-    ours = (found for found in upstream(prompt, sampler_id) if found in prompt and prompt[found].get("class_type") in NODE_CLASSES)
-    return next(ours, sampler_id)
+    return next(iter(_of_class(prompt, sampler_id, *NODE_CLASSES)), sampler_id)
+
+
+def _of_class(prompt: dict[str, Any], node_id: str, *classes: str) -> list[str]:
+    """Ids of the nodes of these classes before `node_id`, nearest first."""
+    return [found for found in upstream(prompt, node_id) if prompt.get(found, {}).get("class_type") in classes]

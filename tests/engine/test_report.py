@@ -29,7 +29,7 @@ def test_share_counts_rows(report: RunReport) -> None:
 
 
 def test_selective_message_carries_the_rows_as_bits(report: RunReport) -> None:
-    message = step_message(report, report.evaluations[1])
+    message = step_message(report, report.evaluations[1], False)
     assert report.partition is not None
     bits = np.unpackbits(np.frombuffer(base64.b64decode(message["mask"]), np.uint8), bitorder="little")[: 4 * 6]
     assert bits.astype(bool).tolist() == report.partition.sensitive[0].tolist()
@@ -38,13 +38,13 @@ def test_selective_message_carries_the_rows_as_bits(report: RunReport) -> None:
 
 
 def test_dense_message_carries_the_map_as_bytes(report: RunReport) -> None:
-    message = step_message(report, report.evaluations[0])
+    message = step_message(report, report.evaluations[0], True)
     assert message["mask"] is None and message["k"] is None
     assert len(base64.b64decode(message["sens"])) == 4 * 6
 
 
 def test_held_message_says_that_nothing_is_active(report: RunReport) -> None:
-    message = step_message(report, StepRecord(2, StepKind.HELD, 0, 30, 0.1))
+    message = step_message(report, StepRecord(2, StepKind.HELD, 0, 30, 0.1), False)
     assert (message["kind"], message["k"], message["mask"], message["sens"], message["rows"]) == ("held", 0, None, None, [0, 30])
 
 
@@ -64,7 +64,7 @@ def test_a_map_that_no_step_used_is_said_to_be_unused(report: RunReport) -> None
 def test_a_big_selective_message_stays_small() -> None:
     sensitivity = torch.rand(1, 192, 192)
     report = RunReport(total_steps=30, sensitivity=sensitivity, partition=select_rows(sensitivity, 0.3))
-    message = step_message(report, StepRecord(5, StepKind.SELECTIVE, 1, 2, 3.0))
+    message = step_message(report, StepRecord(5, StepKind.SELECTIVE, 1, 2, 3.0), False)
     assert len(json.dumps(message)) < 10_000
 
 
@@ -92,3 +92,11 @@ def test_pictures_have_the_size_of_the_image(report: RunReport) -> None:
     brightness = picture.mean(-1)[0, ::16, ::16]
     assert brightness[sensitive].min() > brightness[~sensitive].max()
     assert token_map(None, shape).eq(0).all() and sensitivity_mask(None, shape).eq(0).all()
+
+
+def test_a_selective_message_of_a_large_picture_is_small() -> None:
+    """192 x 192 tokens, 3,072 px a side."""
+    sensitivity = torch.rand(1, 192, 192)
+    report = RunReport(total_steps=30, sensitivity=sensitivity, partition=select_rows(sensitivity, 0.25))
+    message = step_message(report, StepRecord(5, StepKind.SELECTIVE, 9_300, 37_000, 812.25), False)
+    assert len(json.dumps(message)) < 10_000

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_dit_engine.schedule import ScheduleConfig, StepKind, plan_steps, predicted_share, step_of_sigma, window_of_sigmas
+from safe_dit_engine.schedule import ScheduleConfig, StepCosts, StepKind, plan_steps, predicted_share, step_of_sigma, window_of_sigmas
 
 
 def kinds(plan: tuple[StepKind, ...]) -> str:
@@ -50,8 +50,10 @@ def test_plan_laws(total: int, warmup: int, interval: int, first: int, last: int
 
 
 def test_predicted_share() -> None:
-    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4)), 0.25) == pytest.approx((4 + 6 * 0.25) / 10)
-    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4, held_steps=1)), 0.25) == pytest.approx((4 + 4 * 0.25) / 10)
+    costs = StepCosts(fixed=0.05, kept=0.8)
+    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4)), 0.25, costs) == pytest.approx((4 + 6 * 0.25) / 10)
+    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4, held_steps=1)), 0.25, costs) == pytest.approx((4 + 4 * 0.25) / 10)
+    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4)), 1.0, StepCosts(0.5, 1.0)) == 1.0
 
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]

@@ -55,6 +55,7 @@ class Frontend:
     page: Page
     server: ComfyServer
     errors: list[str] = field(default_factory=list)
+    name: str = ""
 
     def listen(self) -> None:
         """Collect console errors and exceptions nobody caught."""

@@ -21,7 +21,10 @@ ACCELERATE, SAVE, REPORT = "SafeDitAccelerate", "SaveImage", "SafeDitReport"
 BYPASSED = 4
 TITLE = 30
 UNKNOWN = "app.graph.nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type]).map((node) => node.type)"
-STEP_FIELDS = {"v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "workflow", "node", "prompt_id"}
+STEP_FIELDS = {
+    "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "workflow", "node", "prompt_id",
+    "sampler", "show",
+}  # fmt: skip
 
 
 def id_of(workflow: Mapping[str, Any], node_type: str) -> str:

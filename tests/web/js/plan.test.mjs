@@ -1,0 +1,22 @@
+// @ts-check
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { measuredShare, planSteps, predictedShare } from "../../../web/js/plan.js";
+
+const fixture = JSON.parse(readFileSync(new URL("../../fixtures/plans.json", import.meta.url), "utf8"));
+
+test("the plan and its cost are those of the engine", () => {
+  assert.ok(fixture.cases.length > 500);
+  for (const { total, warmup, schedule, window, keep_ratio, plan, share } of fixture.cases) {
+    const found = planSteps(total, warmup, schedule, window);
+    assert.equal(found.map((kind) => kind[0]).join(""), plan, JSON.stringify({ total, warmup, schedule, window }));
+    assert.ok(Math.abs(predictedShare(found, keep_ratio, fixture.costs) - share) < 1e-8);
+  }
+});
+
+test("a run is measured against its own dense steps", () => {
+  const run = /** @type {any[]} */ ([["warmup", 10], ["anchor", 12], ["held", 0], ["anchor", 11], ["selective", 3]].map(([kind, ms]) => ({ kind, ms })));
+  assert.equal(measuredShare(run), 36 / (11 * 5));
+  assert.equal(measuredShare(run.slice(2, 3)), null);
+});

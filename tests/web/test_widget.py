@@ -1,0 +1,395 @@
+"""The active-token map in the real frontend, in both renderers."""
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from safe_dit_engine.bench.server import ComfyServer
+
+from .conftest import Frontend, PageRun, read_workflow
+from .test_workflows import ACCELERATE, REPORT, SMALL, fresh_seed, id_of
+
+SHOTS = os.environ.get("SAFE_DIT_SHOTS", "")
+WIDGET = "safe_dit_map"
+ELEMENT = "(id) => app.graph.getNodeById(id)?.widgets?.find((widget) => widget.name === 'safe_dit_map')?.element"
+# What the map shows: how many of its points are painted, and how many of those are bright.
+PAINTED = """(canvas) => {
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    let painted = 0, bright = 0;
+    for (let i = 0; i < data.length; i += 4)
+        if (data[i + 3]) { painted++; bright += data[i] + data[i + 1] + data[i + 2] > 300; }
+    return [painted, bright];
+}"""
+VIEWS = "document.querySelectorAll('.safe-dit').length"
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
+def page(request: pytest.FixtureRequest, frontend: Frontend, errors_without_us: frozenset[str]) -> Iterator[Frontend]:
+    """A page in one of the two renderers; afterwards, nothing may have gone wrong in it."""
+    frontend.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param)
+    frontend.name = "nodes2" if request.param else "classic"
+    yield frontend
+    assert set(frontend.errors) - errors_without_us == set()
+
+
+class Widget:
+    """The widget of one node, as its user sees it."""
+
+    def __init__(self, frontend: Frontend, node_id: str) -> None:
+        self._page = frontend.page
+        self._id = int(node_id)
+
+    def part(self, name: str) -> Any:
+        """One of its elements."""
+        element = self._page.evaluate_handle(ELEMENT, self._id).as_element()
+        assert element is not None, f"node {self._id} has no widget"
+        return element.query_selector(f".{name}") if name else element
+
+    def text(self) -> str:
+        """What its line says, once drawn."""
+        self._page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return str(self.part("line").inner_text())
+
+    def painted(self) -> tuple[int, int]:
+        """Painted and bright points of its map."""
+        self.text()
+        painted, bright = self.part("map").evaluate(PAINTED)
+        return painted, bright
+
+    def connected(self) -> bool:
+        """Whether it is on the page, and has a size."""
+        return bool(self.part("").evaluate("(element) => element.isConnected && element.clientHeight > 150"))
+
+    def wait(self, condition: Callable[[Widget], bool], seconds: float = 20.0) -> None:
+        """Until something is so."""
+        for _ in range(int(seconds / 0.1)):
+            if condition(self):
+                return
+            self._page.wait_for_timeout(100)
+        raise AssertionError(f"never so; the widget says: {self.text()}")
+
+    def press(self, key: str) -> None:
+        """A key while it has the focus."""
+        self.part("").evaluate("(element) => element.focus()")
+        self._page.keyboard.press(key)
+
+
+def shoot(page: Frontend, name: str) -> None:
+    """Keep a picture of the page where one is asked for."""
+    if SHOTS:
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.page.screenshot(path=str(Path(SHOTS) / f"{page.name}-{name}.png"))
+
+
+def sampled(page: Frontend, seed: int | None = None, **values: Any) -> PageRun:
+    """A small run of what is loaded."""
+    seed = fresh_seed() if seed is None else seed
+    page.set_widgets(**{**SMALL, "seed": seed, "noise_seed": seed, **values})
+    run = page.queue()
+    assert run.ended == "execution_success", run.detail
+    return run
+
+
+def opened(page: Frontend, name: str = "quickstart", node_type: str = ACCELERATE) -> Widget:
+    """A workflow under an id of its own (else its last run would be shown), and the widget of one of its nodes."""
+    workflow = {**read_workflow(name), "id": str(uuid.uuid4())}
+    page.load(workflow)
+    widget = Widget(page, id_of(workflow, node_type))
+    widget.wait(Widget.connected)
+    return widget
+
+
+# A run
+
+
+@pytest.mark.parametrize("node_type", [ACCELERATE, REPORT])
+def test_a_run_is_drawn(page: Frontend, node_type: str) -> None:
+    widget = opened(page, node_type=node_type)
+    assert "no run yet" in widget.text()
+    assert widget.painted() == (0, 0)
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    assert "measured" in widget.text() and "no masks" in widget.text()
+    assert widget.painted()[0] > 1000
+    shoot(page, f"run-{node_type}")
+
+
+def test_it_is_drawn_while_it_samples(page: Frontend) -> None:
+    widget = opened(page)
+    page.set_widgets(width=512, height=512, steps=16, seed=fresh_seed())
+    assert page.page.evaluate("app.queuePrompt(0)")
+    widget.wait(lambda widget: "step" in widget.text() and "of 16" in widget.text(), 60)
+    seen = widget.text().split(" of 16")[0]
+    assert "measured" not in widget.text()
+    shoot(page, "live")
+    widget.wait(lambda widget: "step 16 of 16" in widget.text(), 120)
+    assert seen != "step 16"
+
+
+def test_the_four_nodes_show_it_on_the_sampler_with_its_tokens(page: Frontend) -> None:
+    widget = opened(page, "four-nodes", "SafeDitSelectiveSampler")
+    assert "predicted" in widget.text()
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.press("ArrowLeft")
+    assert "sensitive tokens only" in widget.text()
+    selective = widget.painted()
+    widget.press("ArrowLeft")
+    assert "refresh: all tokens" in widget.text()
+    dense = widget.painted()
+    assert selective[0] == dense[0] and selective[1] < dense[1]
+    shoot(page, "four-nodes")
+
+
+def test_scrubbing(page: Frontend) -> None:
+    widget = opened(page)
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    nodes = page.page.evaluate("app.graph.nodes.length")
+    for key, expected in (("Home", 1), ("ArrowRight", 2), ("ArrowUp", 3), ("ArrowLeft", 2), ("End", 8), ("ArrowRight", 8), ("Delete", 8)):
+        widget.press(key)
+        assert f"step {expected} of 8" in widget.text(), key
+    assert page.page.evaluate("app.graph.nodes.length") == nodes, "Delete went through to the graph"
+    box = widget.part("timeline").bounding_box()
+    page.page.mouse.move(box["x"] + box["width"] * 0.5 / 8, box["y"] + box["height"] / 2)
+    page.page.mouse.down()
+    assert "step 1 of 8" in widget.text()
+    page.page.mouse.move(box["x"] + box["width"] * 4.5 / 8, box["y"] + box["height"] / 2, steps=4)
+    assert "step 5 of 8" in widget.text()
+    page.page.mouse.up()
+    page.page.mouse.move(box["x"] + 2, box["y"] + 2)
+    assert "step 5 of 8" in widget.text()
+    assert widget.part("timeline").get_attribute("aria-valuenow") == "4"
+    assert "held" in str(widget.part("").get_attribute("aria-label"))
+
+
+def test_two_samplers_in_one_graph_and_runs_in_a_row(page: Frontend) -> None:
+    workflow = {**two_samplers(read_workflow("quickstart")), "id": str(uuid.uuid4())}
+    page.load(workflow)
+    first, second = (Widget(page, node_id) for node_id in ("4", "104"))
+    first.wait(Widget.connected)
+    page.set_widgets(**SMALL)
+    change(page, 107, "steps", 5)
+    for seed in (fresh_seed(), fresh_seed()):
+        change(page, 7, "seed", seed)
+        change(page, 107, "seed", seed)
+        assert page.queue().ended == "execution_success"
+    first.wait(lambda widget: "step 8 of 8" in widget.text())
+    second.wait(lambda widget: "step 5 of 5" in widget.text())
+
+
+def two_samplers(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with a second Accelerate, sampler, decoder and picture beside the first."""
+    doubled = {4, 7, 9, 10}
+    chosen = [node for node in workflow["nodes"] if node["id"] in doubled]
+    copies = [{**node, "id": node["id"] + 100, "pos": [node["pos"][0], node["pos"][1] + 1000]} for node in chosen]
+    links = []
+    for link_id, source, slot, target, to_slot, kind in workflow["links"]:
+        if target in doubled:
+            links.append([link_id + 100, source + 100 * (source in doubled), slot, target + 100, to_slot, kind])
+    by_target = {(target, slot): link_id for link_id, _, _, target, slot, _ in links}
+    for node in copies:
+        node["inputs"] = [{**entry, "link": by_target.get((node["id"], i))} for i, entry in enumerate(node["inputs"])]
+        leaving = [(link[2], link[0]) for link in links if link[1] == node["id"]]
+        node["outputs"] = [{**entry, "links": [link for slot, link in leaving if slot == i]} for i, entry in enumerate(node["outputs"])]
+    # The report sits between the first sampler and its decoder; the second decoder gets its latent from the second sampler.
+    decoder = next(node for node in copies if node["type"] == "VAEDecode")
+    link = next(link for link in links if link[3] == decoder["id"] and link[5] == "LATENT")
+    link[1], link[2] = 107, 0
+    sampler = next(node for node in copies if node["type"] == "KSampler")
+    sampler["outputs"][0]["links"] = [link[0]]
+    for source in workflow["nodes"]:
+        for i, output in enumerate(source["outputs"]):
+            output["links"] = [*(output["links"] or []), *(link[0] for link in links if link[1] == source["id"] and link[2] == i)]
+    return {**workflow, "nodes": workflow["nodes"] + copies, "links": workflow["links"] + links, "last_node_id": 200, "last_link_id": 400}
+
+
+# Steering
+
+
+def test_the_prediction_follows_the_inputs(page: Frontend) -> None:
+    widget = opened(page)
+    assert "predicted 50 % of dense time (10 of 20 steps in full)" in widget.text()
+    change(page, 4, "preset", "custom")
+    change(page, 4, "refresh_interval", 1)
+    assert "predicted 100 %" in widget.text()
+    change(page, 4, "refresh_interval", 8)
+    change(page, 4, "held_steps", 0)
+    change(page, 4, "keep_ratio", 0.5)
+    share = int(widget.text().split("predicted ")[1].split(" ")[0])
+    assert 50 < share < 90
+    change(page, 7, "steps", 10)
+    assert "of 10 steps" in widget.text()
+    change(page, 4, "keep_ratio", 1.0)
+    assert "predicted 100 %" in widget.text()
+
+
+def change(page: Frontend, node_id: int, name: str, value: Any) -> None:
+    """Set a widget as its user does: the value, then its callback."""
+    page.page.evaluate(
+        """([id, name, value]) => {
+            const widget = app.graph.getNodeById(id).widgets.find((found) => found.name === name);
+            widget.value = value;
+            widget.callback?.(value, app.canvas, app.graph.getNodeById(id));
+            app.api.dispatchCustomEvent('graphChanged', app.graph.serialize());
+        }""",
+        [node_id, name, value],
+    )
+    page.page.wait_for_timeout(100)
+
+
+# What happens to nodes
+
+
+def test_nothing_of_it_is_saved_or_sent(page: Frontend) -> None:
+    for name in ("quickstart", "four-nodes"):
+        workflow = page.load_file(name)
+        saved = {node["id"]: node.get("widgets_values") for node in page.serialize()["nodes"]}
+        assert saved == {node["id"]: node.get("widgets_values") for node in workflow["nodes"]}
+        assert all(WIDGET not in node["inputs"] for node in page.prompt().values())
+
+
+def test_undo_brings_it_back(page: Frontend) -> None:
+    widget = opened(page)
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    page.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()")
+    change(page, 4, "refresh_interval", 9)
+    page.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()")
+    page.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
+    page.page.wait_for_timeout(1000)
+    values = page.page.evaluate("app.graph.getNodeById(4).widgets.map((widget) => widget.value)")
+    assert values[2] == 3
+    widget.wait(Widget.connected)
+    assert "step 8 of 8" in widget.text()
+    assert page.page.evaluate(VIEWS) == 2
+    shoot(page, "undone")
+
+
+def test_copies_and_deleted_nodes(page: Frontend) -> None:
+    opened(page)
+    page.page.evaluate("app.canvas.selectItems([app.graph.getNodeById(4)])")
+    page.page.evaluate("app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard()")
+    page.page.wait_for_timeout(800)
+    copy = page.page.evaluate("app.graph.nodes.filter((node) => node.type === 'SafeDitAccelerate').map((node) => node.id)")
+    assert len(copy) == 2
+    copied = Widget(page, str(max(copy)))
+    copied.wait(Widget.connected)
+    assert "predicted" in copied.text()
+    page.page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", max(copy))
+    page.page.wait_for_timeout(800)
+    assert page.page.evaluate(VIEWS) == 2
+
+
+def test_inside_a_subgraph(page: Frontend) -> None:
+    opened(page)
+    page.page.evaluate("app.graph.convertToSubgraph(new Set([4, 7].map((id) => app.graph.getNodeById(id))))")
+    page.page.wait_for_timeout(800)
+    run = sampled_inside(page)
+    (host,) = page.page.evaluate("app.graph.nodes.filter((node) => node.subgraph).map((node) => node.id)")
+    assert {tuple(message["show"])[0] for message in run.steps} == {f"{host}:4"}
+    page.page.evaluate("(node) => app.canvas.openSubgraph(app.graph.getNodeById(node).subgraph, app.graph.getNodeById(node))", host)
+    page.page.wait_for_timeout(1500)
+    lines = "[...document.querySelectorAll('.safe-dit .line')].filter((line) => line.offsetParent)"
+    texts = page.page.evaluate(f"{lines}.map((line) => line.innerText)")
+    assert len(texts) == 1 and "step 8 of 8" in texts[0]
+    assert "predicted" in texts[0] and "of 8 steps" in texts[0]
+    shoot(page, "subgraph")
+
+
+def sampled_inside(page: Frontend) -> PageRun:
+    page.page.evaluate(
+        """([small, seed]) => {
+            const nodes = app.graph.nodes.flatMap((node) => node.subgraph ? [node, ...node.subgraph.nodes] : [node]);
+            for (const node of nodes) for (const widget of node.widgets ?? []) {
+                if (widget.name in small) widget.value = small[widget.name];
+                if (widget.name === 'seed') widget.value = seed;
+            }
+        }""",
+        [SMALL, fresh_seed()],
+    )
+    run = page.queue()
+    assert run.ended == "execution_success", run.detail
+    return run
+
+
+# Pages, tabs, workflows
+
+
+def test_loaded_anew_it_is_still_there(page: Frontend) -> None:
+    widget = opened(page)
+    workflow = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
+    page.load(workflow)
+    sampled(page)
+    page.open()
+    page.load(workflow)
+    widget.wait(Widget.connected)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    assert widget.painted()[0] > 1000
+
+
+def test_a_second_workflow_with_the_same_ids_shows_nothing(page: Frontend) -> None:
+    widget = opened(page)
+    first = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
+    page.load(first)
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    page.load({**first, "id": str(uuid.uuid4())})
+    page.page.wait_for_timeout(1000)
+    assert "no run yet" in widget.text() and widget.painted() == (0, 0)
+    page.load(first)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    page.page.wait_for_timeout(500)
+    assert page.page.evaluate(VIEWS) <= 2 * 3
+
+
+def test_another_tab_hears_nothing(page: Frontend, browser: Browser, server: ComfyServer) -> None:
+    context = browser.new_context(viewport={"width": 1600, "height": 900})
+    other = Frontend(context.new_page(), server)
+    other.open()
+    workflow = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
+    other.load(workflow)
+    there = Widget(other, id_of(workflow, ACCELERATE))
+    opened(page)
+    sampled(page)
+    assert "no run yet" in there.text()
+    context.close()
+
+
+def test_a_live_map_turned_off_sends_nothing(page: Frontend) -> None:
+    widget = opened(page)
+    set_option(page, "SafeDit.LiveMap", False)
+    run = sampled(page)
+    assert run.steps == []
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())  # the report's record
+    set_option(page, "SafeDit.LiveMap", True)
+    assert len(sampled(page).steps) == 8
+
+
+def test_fewer_updates_a_second_leave_holes_that_the_record_fills(page: Frontend) -> None:
+    widget = opened(page)
+    set_option(page, "SafeDit.EventsPerSecond", 1)
+    run = sampled(page, steps=20)
+    assert 1 <= len(run.steps) < 20
+    widget.wait(lambda widget: "step 20 of 20" in widget.text())
+    set_option(page, "SafeDit.EventsPerSecond", 30)
+
+
+def set_option(page: Frontend, name: str, value: Any) -> None:
+    """Change a setting, as its dialog does."""
+    with page.page.expect_response(lambda response: "/safe_dit/live" in response.url):
+        page.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
+
+def test_the_mask_node_says_what_it_found(page: Frontend) -> None:
+    opened(page, "four-nodes", "SafeDitSelectiveSampler")
+    sampled(page)
+    page.page.wait_for_timeout(500)
+    texts = page.page.evaluate("app.graph.getNodeById(4).widgets.map((widget) => String(widget.value ?? ''))")
+    assert any("nothing to elide" in text for text in texts), texts

@@ -1,0 +1,155 @@
+// @ts-check
+/** The one file that touches ComfyUI's frontend: ids, links, effective values, settings. */
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+export { api, app };
+
+/** Ends of a subgraph's links that are no nodes. */
+const SUBGRAPH_INPUT = -10;
+const SUBGRAPH_OUTPUT = -20;
+const FARTHEST = 200;
+
+/** @typedef {any} GraphNode */
+
+export const workflowId = () => String(app.rootGraph?.id ?? app.graph?.id ?? "");
+
+/** Every node of the workflow, those inside subgraphs too, with its execution id. @returns {Generator<[string, GraphNode]>} */
+export function* allNodes(graph = app.rootGraph ?? app.graph, prefix = "") {
+  for (const node of graph?.nodes ?? []) {
+    const id = `${prefix}${node.id}`;
+    yield [id, node];
+    if (node.subgraph) yield* allNodes(node.subgraph, `${id}:`);
+  }
+}
+
+/** The id under which the server knows a node: `5:1` for node 1 inside subgraph node 5. @param {GraphNode} wanted */
+export function executionId(wanted) {
+  for (const [id, node] of allNodes()) if (node === wanted) return id;
+  return null;
+}
+
+/** The node that stands for a subgraph in the graph around it. @param {any} graph */
+function hostOf(graph) {
+  for (const [, node] of allNodes()) if (node.subgraph === graph) return node;
+  return null;
+}
+
+/** @param {any} graph @param {number | null | undefined} id */
+function linkOf(graph, id) {
+  if (!graph || id === null || id === undefined) return null;  // a node between two graphs, while it is moved into a subgraph
+  return graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id] ?? null;
+}
+
+/**
+ * Where an input's value comes from: a node and its output, across the borders of subgraphs.
+ * @param {GraphNode} node @param {any} input
+ * @returns {{ node: GraphNode, slot: number, host?: GraphNode } | null}
+ */
+function origin(node, input) {
+  const link = linkOf(node.graph, input?.link);
+  if (!link) return null;
+  if (link.origin_id === SUBGRAPH_INPUT) {
+    const host = hostOf(node.graph);
+    const outer = host?.inputs?.[link.origin_slot];
+    return outer?.link != null ? origin(host, outer) : host ? { node: host, slot: link.origin_slot, host } : null;
+  }
+  const source = node.graph.getNodeById(link.origin_id);
+  if (!source?.subgraph) return source ? { node: source, slot: link.origin_slot } : null;
+  const inner = linkOf(source.subgraph, source.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
+  const inside = inner && source.subgraph.getNodeById(inner.origin_id);
+  return inside ? { node: inside, slot: inner.origin_slot } : null;
+}
+
+/** Nodes that an output leads to, across the borders of subgraphs. @param {GraphNode} node @returns {GraphNode[]} */
+function consumers(node) {
+  const found = [];
+  for (const output of node.outputs ?? [])
+    for (const id of output.links ?? []) found.push(...targets(node.graph, linkOf(node.graph, id)));
+  return found;
+}
+
+/** @param {any} graph @param {any} link @returns {GraphNode[]} */
+function targets(graph, link) {
+  if (!link) return [];
+  if (link.target_id === SUBGRAPH_OUTPUT) {
+    const host = hostOf(graph);
+    return (host?.outputs?.[link.target_slot]?.links ?? []).flatMap((/** @type {number} */ id) => targets(host.graph, linkOf(host.graph, id)));
+  }
+  const target = graph.getNodeById(link.target_id);
+  if (!target?.subgraph) return target ? [target] : [];
+  const inner = target.subgraph.inputs?.[link.target_slot]?.linkIds ?? [];
+  return inner.flatMap((/** @type {number} */ id) => targets(target.subgraph, linkOf(target.subgraph, id)));
+}
+
+/** Nodes before `node`, nearest first. @param {GraphNode} node @returns {GraphNode[]} */
+function producers(node) {
+  return (node.inputs ?? []).map((/** @type {any} */ input) => origin(node, input)?.node).filter(Boolean);
+}
+
+/**
+ * Nodes reached by `next`, nearest first, without `start`.
+ * @param {GraphNode} start @param {(node: GraphNode) => GraphNode[]} next
+ * @returns {GraphNode[]}
+ */
+function reached(start, next) {
+  const seen = new Set([start]);
+  for (const node of seen) {
+    for (const other of next(node)) seen.add(other);
+    if (seen.size > FARTHEST) break;
+  }
+  seen.delete(start);
+  return [...seen];
+}
+
+/**
+ * The value an input will have when the prompt is queued; undefined where only the run will tell.
+ * @param {GraphNode} node @param {string} name
+ * @returns {any}
+ */
+export function effective(node, name) {
+  const input = node.inputs?.find((/** @type {any} */ found) => found.widget?.name === name);
+  const source = input?.link != null ? origin(node, input) : null;
+  if (input?.link != null) {
+    if (source?.host) return source.host.widgets?.find((/** @type {any} */ widget) => widget.name === source.host.inputs[source.slot]?.widget?.name)?.value;
+    return source?.node.type?.startsWith("Primitive") ? source.node.widgets?.[0]?.value : undefined;
+  }
+  return node.widgets?.find((/** @type {any} */ widget) => widget.name === name)?.value;
+}
+
+/** Steps of the sampler that a node leads to; null where they cannot be read. @param {GraphNode} node @returns {number | null} */
+export function stepsAhead(node) {
+  for (const ahead of reached(node, consumers))
+    for (const candidate of [ahead, ...producers(ahead)]) {
+      const steps = candidate.widgets?.some((/** @type {any} */ widget) => widget.name === "steps") ? effective(candidate, "steps") : undefined;
+      if (Number.isInteger(steps) && steps > 0) return steps;
+    }
+  return null;
+}
+
+/** The nearest node of a type that shares a sampler with `node`. @param {GraphNode} node @param {string} type @returns {GraphNode | null} */
+export function partner(node, type) {
+  for (const ahead of reached(node, consumers)) {
+    const found = [ahead, ...reached(ahead, producers)].find((candidate) => candidate !== node && candidate.type === type);
+    if (found) return found;
+  }
+  return null;
+}
+
+/** @param {string} id @param {any} [otherwise] */
+export function setting(id, otherwise) {
+  return app.extensionManager?.setting?.get?.(id) ?? otherwise;
+}
+
+/** @param {string} path @param {RequestInit} [options] */
+export async function fetchJson(path, options) {
+  const response = await api.fetchApi(path, options);
+  return response.ok ? response.json() : null;
+}
+
+/** Tell the server how much this tab wants to hear of steps. @param {boolean} live @param {number} perSecond */
+export async function wish(live, perSecond) {
+  if (!api.clientId) return;
+  const body = JSON.stringify({ client_id: api.clientId, live, per_second: perSecond });
+  await api.fetchApi("/safe_dit/live", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+}

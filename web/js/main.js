@@ -1,0 +1,241 @@
+// @ts-check
+/** Puts the widget on the pack's nodes and feeds it. */
+import { allNodes, api, app, effective, executionId, fetchJson, partner, setting, stepsAhead, wish, workflowId } from "./comfy.js";
+import { PALETTES } from "./paint.js";
+import { planSteps, predictedShare } from "./plan.js";
+import { Runs } from "./runs.js";
+import { speak } from "./text.js";
+import { View } from "./view.js";
+
+const ACCELERATE = "SafeDitAccelerate";
+const SAMPLER = "SafeDitSelectiveSampler";
+const REPORT = "SafeDitReport";
+const PARTITIONER = "SafeDitPartitioner";
+const WIDGET = "safe_dit_map";
+const LIVE = "SafeDit.LiveMap";
+const COLOURS = "SafeDit.Colours";
+const PER_SECOND = "SafeDit.EventsPerSecond";
+const CUSTOM = "custom";
+const USUAL_STEPS = 20;
+const SMALLEST = 240;
+
+const runs = new Runs();
+/** @type {Map<any, View>} by node */
+const views = new Map();
+/** Where each node's element was put: Nodes 2.0 forgets to put the new one there after an undo. @type {Map<string, Element>} */
+const hosts = new Map();
+/** @type {{ presets: Record<string, any>, costs: import("./plan.js").Costs } | null} */
+let rule = null;
+
+// Prediction
+
+/** @param {any} node */
+function predict(node) {
+  if (!rule || node.type === REPORT) return null;
+  const values = node.type === ACCELERATE ? ofAccelerate(node) : ofSampler(node);
+  if (!values) return null;
+  const steps = stepsAhead(node);
+  const total = steps ?? USUAL_STEPS;
+  // The window is given in parts of the run; how a model maps them to noise levels only the run knows, so this is even over the steps.
+  const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
+  const plan = planSteps(total, values.warmup_steps, values, window);
+  const dense = values.keep_ratio >= 1;
+  const done = dense ? plan.map((kind) => (kind === "selective" || kind === "held" ? "anchor" : kind)) : plan;
+  return { plan: done, share: predictedShare(done, values.keep_ratio, rule.costs), steps };
+}
+
+/** @param {any} node @param {string[]} names @returns {Record<string, any> | null} null while one of them is unknown */
+function valuesOf(node, names) {
+  const found = Object.fromEntries(names.map((name) => [name, effective(node, name)]));
+  return Object.values(found).includes(undefined) ? null : found;
+}
+
+/** @param {any} node @returns {any} */
+function ofAccelerate(node) {
+  const preset = effective(node, "preset");
+  const names = ["keep_ratio", "refresh_interval", "warmup_steps", "widen", "held_steps"];
+  const values = preset === CUSTOM ? valuesOf(node, names) : rule?.presets[preset];
+  return values && { ...whole(values), start_percent: 0, end_percent: 1 };
+}
+
+/** @param {any} node @returns {any} */
+function ofSampler(node) {
+  const values = valuesOf(node, ["refresh_interval", "start_percent", "end_percent", "widen", "held_steps"]);
+  const partitioner = partner(node, PARTITIONER);
+  const partition = partitioner && valuesOf(partitioner, ["keep_ratio", "warmup_steps"]);
+  return values && partition && { ...whole({ ...values, ...partition }) };
+}
+
+/** The classic slider hands out fractions where Python sees whole numbers. @param {Record<string, any>} values */
+function whole(values) {
+  const counts = ["refresh_interval", "warmup_steps", "held_steps"].map((name) => [name, Math.max(0, Math.floor(values[name]))]);
+  const found = { ...values, ...Object.fromEntries(counts) };
+  return { ...found, refresh_interval: Math.max(1, found.refresh_interval) };
+}
+
+// Nodes
+
+/** @param {any} node */
+function addWidget(node) {
+  const view = new View({ palette: () => setting(COLOURS, PALETTES[0]), predict: () => predict(node) });
+  // Last of all widgets, and kept out of file and prompt: values are saved by their place.
+  const widget = node.addDOMWidget(WIDGET, WIDGET, view.element, {
+    serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => SMALLEST, getValue: () => "", setValue: () => {},
+  });
+  widget.serialize = false;
+  views.set(node, view);
+  for (const other of node.widgets) if (other !== widget) chain(other, "callback", () => requestAnimationFrame(() => view.refresh()));
+  chain(node, "onAdded", () => begin(node, view));
+  chain(node, "onRemoved", () => end(node));
+  chain(node, "onConfigure", () => update(node));
+  forwardWheel(view.element);
+  if (node.graph) begin(node, view);
+}
+
+/** @param {any} owner @param {string} name @param {() => void} more */
+function chain(owner, name, more) {
+  const before = owner[name];
+  owner[name] = function (/** @type {any[]} */ ...args) {
+    const result = before?.apply(this, args);
+    more();
+    return result;
+  };
+}
+
+/** @param {any} node @param {View} view */
+function begin(node, view) {
+  views.set(node, view);
+  view.start();
+  adopt(node, view);
+  update(node);
+}
+
+/** @param {any} node */
+function end(node) {
+  views.get(node)?.stop();
+  views.delete(node);
+}
+
+/** After an undo in Nodes 2.0 the old place stays and the new element is never put there. @param {any} node @param {View} view */
+function adopt(node, view) {
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    const key = `${node.graph?.id}:${node.id}`;
+    const place = hosts.get(key);
+    if (!view.element.isConnected && place?.isConnected && views.get(node) === view) place.replaceChildren(view.element);
+    if (view.element.parentElement) hosts.set(key, view.element.parentElement);
+  }));
+}
+
+/** Show a node what it is to show. @param {any} node */
+function update(node) {
+  const id = executionId(node);
+  views.get(node)?.show(id === null ? null : runs.of(workflowId(), id));
+}
+
+function updateAll() {
+  const present = new Set([...allNodes()].map(([, node]) => node));
+  // Nodes inside subgraphs are not told when the whole graph is replaced.
+  for (const node of views.keys()) if (!present.has(node)) end(node);
+  for (const node of present) {
+    const view = views.get(node);
+    if (view) adopt(node, view);
+    update(node);
+  }
+}
+
+/** The classic canvas does not zoom while the pointer is over an element. @param {HTMLElement} element */
+function forwardWheel(element) {
+  element.addEventListener("wheel", (event) => {
+    if (!window.LiteGraph?.vueNodesMode) app.canvas?.processMouseWheel?.(event);
+  }, { passive: true });
+}
+
+// What the server says
+
+/** @param {any} message */
+function onStep(message) {
+  const run = runs.step(message);
+  if (!run || message.workflow !== workflowId()) return;
+  for (const [id, node] of allNodes()) if (views.has(node) && runs.of(workflowId(), id) === run) update(node);
+}
+
+/** @param {string} id execution id of the node that ran @param {any} output */
+function onExecuted(id, output) {
+  const record = output?.safe_dit?.[0];
+  if (!record || !runs.record(record, workflowId(), id)) return;
+  updateAll();
+}
+
+/** @param {{ blob: Blob, realNodeId?: string }} detail */
+async function onPreview({ blob, realNodeId }) {
+  const shown = [...views.values()].filter(({ run }) => run && !run.finished && run.sampler === String(realNodeId));
+  if (!shown.length) return;
+  const picture = await createImageBitmap(blob);
+  for (const view of shown) {
+    view.preview = picture;
+    view.refresh();
+  }
+}
+
+/** The page was loaded anew: the last finished job of this workflow still has its record. */
+async function restore() {
+  const jobs = await fetchJson(`/jobs?workflow_id=${workflowId()}&status=completed&limit=1`);
+  const last = jobs?.jobs?.[0]?.id;
+  const outputs = last ? (await fetchJson(`/jobs/${last}`))?.outputs : null;
+  for (const [id, output] of Object.entries(outputs ?? {})) onExecuted(id, output);
+}
+
+const SETTINGS = [
+  { id: LIVE, category: ["SAFE-DiT", "Live map", "on"], name: "Show the map while sampling", type: "boolean", defaultValue: true, onChange: (/** @type {boolean} */ live) => tell(live) },
+  {
+    id: PER_SECOND, category: ["SAFE-DiT", "Live map", "rate"], name: "Most updates a second", type: "slider", defaultValue: 30,
+    attrs: { min: 1, max: 60, step: 1 }, onChange: (/** @type {number} */ rate) => tell(undefined, rate),
+  },
+  {
+    id: COLOURS, category: ["SAFE-DiT", "Map", "colours"], name: "Colours of the map", type: "combo", defaultValue: PALETTES[0],
+    options: [...PALETTES], onChange: refreshAll,
+  },
+];
+
+function refreshAll() {
+  for (const view of views.values()) view.refresh();
+}
+
+/** Tell the server what this tab wants; a setting that is just being changed still has its old value, so the new one is handed in. */
+function tell(live = setting(LIVE, true), perSecond = setting(PER_SECOND, 30)) {
+  wish(Boolean(live), Number(perSecond));
+}
+
+app.registerExtension({
+  name: "SafeDit.Map",
+  settings: SETTINGS,
+  aboutPageBadges: [{ label: "SAFE-DiT", url: "https://arxiv.org/abs/2606.29360", icon: "pi pi-bolt" }],
+  async setup() {
+    speak(setting("Comfy.Locale", "en"));
+    api.addEventListener("safe_dit.step", (/** @type {any} */ { detail }) => onStep(detail));
+    api.addEventListener("executed", (/** @type {any} */ { detail }) => onExecuted(String(detail.node), detail.output));
+    api.addEventListener("b_preview_with_metadata", (/** @type {any} */ { detail }) => onPreview(detail));
+    api.addEventListener("reconnected", () => tell());
+    api.addEventListener("status", once(() => tell()));
+    api.addEventListener("graphChanged", refreshAll);
+    rule = await fetchJson("/safe_dit/rule");
+    tell();
+    updateAll();
+  },
+  nodeCreated(/** @type {any} */ node) {
+    if ([ACCELERATE, SAMPLER, REPORT].includes(node.comfyClass)) addWidget(node);
+  },
+  async afterConfigureGraph() {
+    updateAll();
+    await restore();
+  },
+});
+
+/** @param {() => void} action */
+function once(action) {
+  let done = false;
+  return () => {
+    if (!done) action();
+    done = true;
+  };
+}

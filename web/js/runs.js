@@ -1,0 +1,122 @@
+// @ts-check
+/** The runs this page has heard of, live or afterwards, and which node shows which. */
+import { readRecord, readStep } from "./codec.js";
+
+/** @typedef {import("./codec.js").Evaluation} Evaluation */
+
+const KEPT = 48;
+
+/** One sampling run. Evaluations may be missing: a lost connection, or fewer messages asked for. */
+export class Run {
+  /** @param {string} key @param {{ w: number, h: number, total: number }} header */
+  constructor(key, { w, h, total }) {
+    this.key = key;
+    this.w = w;
+    this.h = h;
+    this.total = total;
+    /** @type {Evaluation[]} */
+    this.evaluations = [];
+    /** @type {Uint8Array | null} */
+    this.sens = null;
+    this.cache = 0;
+    /** @type {number[] | null} */
+    this.masks = null;
+    this.sampler = "";
+    this.finished = false;
+    /** @type {string[]} */
+    this.notes = [];
+  }
+
+  /** @param {import("./codec.js").Header} header */
+  take({ w, h, total, sens, cache, masks }) {
+    if (w && h) [this.w, this.h] = [w, h];
+    this.total = total;
+    this.sens = sens ?? this.sens;
+    this.cache = Math.max(this.cache, cache);
+    this.masks = masks ?? this.masks;
+  }
+
+  /** Place of each evaluation on the timeline: its step; or its number, where a sampler evaluates steps more than once. */
+  places() {
+    const steps = this.evaluations.map(({ step }) => step);
+    return new Set(steps).size === steps.length ? steps : steps.map((_, i) => i);
+  }
+
+  /** Tokens active in an evaluation, one byte each; null: all of them, or none where the step is held. @param {number} index */
+  activeAt(index) {
+    const evaluation = this.evaluations[index];
+    return evaluation?.kind === "selective" ? evaluation.mask : null;
+  }
+}
+
+export class Runs {
+  constructor() {
+    /** @type {Map<string, Run>} */
+    this.byKey = new Map();
+    /** @type {Map<string, string>} */
+    this.shown = new Map();
+  }
+
+  /**
+   * A step message.
+   * @param {any} message
+   * @returns {Run | null} the run it belongs to; null if it is not believed
+   */
+  step(message) {
+    const read = readStep(message);
+    if (!read || !message.prompt_id) return null;
+    const run = this.#open(`${message.prompt_id}|${message.sampler ?? message.node}`, read.header, message);
+    run.take(read.header);
+    run.evaluations.push(read.evaluation);
+    return run;
+  }
+
+  /**
+   * The record of a finished run, as the Report node keeps it: it fills the holes and outlives the page.
+   * @param {any} record
+   * @param {string} workflow
+   * @param {string} reportId execution id of the Report node
+   * @returns {Run | null}
+   */
+  record(record, workflow, reportId) {
+    const read = readRecord(record);
+    if (!read) return null;
+    const ids = record.ids ?? {};
+    const show = [...(Array.isArray(ids.show) ? ids.show : []), reportId];
+    const run = this.#open(`${ids.prompt_id ?? workflow}|${ids.sampler ?? reportId}`, read.header, { workflow, show });
+    run.take(read.header);
+    const live = run.evaluations;
+    // Masks that moved from step to step are only in the live messages.
+    run.evaluations = read.evaluations.map((evaluation, i) => {
+      const heard = live.find(({ step, ms }) => step === evaluation.step && ms === evaluation.ms);
+      return { ...evaluation, mask: heard?.mask ?? evaluation.mask };
+    });
+    run.notes = Array.isArray(record.notes) ? record.notes.map(String) : [];
+    run.finished = true;
+    return run;
+  }
+
+  /**
+   * @param {string} workflow
+   * @param {string} executionId
+   * @returns {Run | null} what a node shows
+   */
+  of(workflow, executionId) {
+    return this.byKey.get(this.shown.get(`${workflow}|${executionId}`) ?? "") ?? null;
+  }
+
+  /**
+   * @param {string} key
+   * @param {import("./codec.js").Header} header
+   * @param {any} message
+   */
+  #open(key, header, message) {
+    const run = this.byKey.get(key) ?? new Run(key, header);
+    this.byKey.delete(key);
+    this.byKey.set(key, run);
+    run.sampler = String(message.sampler ?? run.sampler);
+    for (const id of Array.isArray(message.show) ? message.show : [message.node]) this.shown.set(`${message.workflow}|${id}`, key);
+    for (const old of this.byKey.keys()) if (this.byKey.size > KEPT) this.byKey.delete(old);
+    return run;
+  }
+}
