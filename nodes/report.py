@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..safe_dit_engine.hosts.comfy_live import report_upstream
 from ..safe_dit_engine.pictures import sensitivity_mask, token_map
@@ -29,7 +29,15 @@ class SafeDitReport(io.ComfyNode):
                 "Shows what the sampler before it did: steps by kind, tokens computed, masks, memory and time. Passes the latent on."
             ),
             search_aliases=["report", "token map", "sensitivity", "statistics", "safe-dit"],
-            inputs=[io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged.")],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged."),
+                io.Image.Input("picture", optional=True, tooltip="The finished picture; together with dense, the node compares the two."),
+                io.Image.Input(
+                    "dense",
+                    optional=True,
+                    tooltip="The same picture without acceleration: compared with picture by a slider and as a difference.",
+                ),
+            ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The latent that came in."),
                 io.Mask.Output(
@@ -44,12 +52,20 @@ class SafeDitReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, latent: dict[str, Any], picture: Any = None, dense: Any = None) -> io.NodeOutput:
         """Find the run before this node and show it."""
         report = report_upstream(cls.hidden.prompt, str(cls.hidden.unique_id))
         text = NO_RUN if report is None else report.text()
         record = {} if report is None else report.record()
         samples = latent["samples"]
         mask = sensitivity_mask(report, samples.shape)
-        picture = token_map(report, samples.shape)
-        return io.NodeOutput(latent, mask, picture, text, ui={"safe_dit": [record], "text": [text]})
+        tokens = token_map(report, samples.shape)
+        shown = {"safe_dit": [record], "text": [text], "safe_dit_pictures": _pair(cls, picture, dense)}
+        return io.NodeOutput(latent, mask, tokens, text, ui=shown)
+
+
+def _pair(node: type[io.ComfyNode], picture: Any, dense: Any) -> list[dict[str, Any]]:
+    """The first picture of each, where the frontend can fetch them; nothing unless both are there."""
+    if picture is None or dense is None:
+        return []
+    return [dict(ui.PreviewImage(images[:1], cls=node).as_dict()["images"][0]) for images in (picture, dense)]

@@ -13,6 +13,7 @@ TOOLS = {
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
     "masktax": ".bench.masktax",
+    "prediction": ".bench.prediction",
     "serve": ".bench.serve",
     "study": ".bench.study",
 }

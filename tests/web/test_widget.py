@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from safe_dit_engine.bench.server import ComfyServer
@@ -393,3 +394,82 @@ def test_the_mask_node_says_what_it_found(page: Frontend) -> None:
     page.page.wait_for_timeout(500)
     texts = page.page.evaluate("app.graph.getNodeById(4).widgets.map((widget) => String(widget.value ?? ''))")
     assert any("nothing to elide" in text for text in texts), texts
+
+
+# Comparing
+
+
+def test_the_dense_picture_beside_the_accelerated_one(page: Frontend) -> None:
+    """Two samplers with the same seed, one bypassing our node; both pictures go to the report."""
+    workflow = {**with_dense_beside(read_workflow("quickstart")), "id": str(uuid.uuid4())}
+    page.load(workflow)
+    widget = Widget(page, "8")
+    widget.wait(Widget.connected)
+    assert not widget.part("modes").is_visible()
+    sampled(page)
+    widget.wait(lambda widget: bool(widget.part("modes").is_visible()))
+    widget.part("mode-compare").click()
+    shoot(page, "compare")
+    points = [colours_at(widget, x) for x in (0.4, 0.6)]
+    widget.part("map").click(position={"x": 2, "y": 20})
+    all_accelerated = [colours_at(widget, x) for x in (0.4, 0.6)]
+    for _ in range(21):
+        widget.press("ArrowRight")
+    all_dense = [colours_at(widget, x) for x in (0.4, 0.6)]
+    assert points == [all_dense[0], all_accelerated[1]]
+    assert all_dense != all_accelerated
+    widget.part("mode-difference").click()
+    assert widget.painted()[1] < 0.5 * widget.painted()[0]
+    shoot(page, "difference")
+
+
+def colours_at(widget: Widget, x: float) -> list[int]:
+    """The column of colours of the map's place at `x`, 0..1."""
+    widget.text()
+    column = "(c, x) => [...c.getContext('2d').getImageData(Math.floor(x * c.width), 0, 1, c.height).data]"
+    return [int(value) for value in widget.part("map").evaluate(column, x)]
+
+
+def with_dense_beside(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with a second sampler on the plain model, and both pictures connected to the report."""
+    doubled = two_samplers(workflow)
+    nodes = {node["id"]: node for node in doubled["nodes"] if node["id"] != 104}
+    links = [link for link in doubled["links"] if 104 not in (link[1], link[3])]
+    links += [[401, 1, 0, 107, 0, "MODEL"], [402, 9, 0, 8, 1, "IMAGE"], [403, 109, 0, 8, 2, "IMAGE"]]
+    into_decoder = next(link for link in links if link[3] == 9 and link[5] == "LATENT")
+    into_decoder[1], into_decoder[2] = 7, 0
+    nodes[8]["inputs"] += [{"name": "picture", "type": "IMAGE", "link": 402}, {"name": "dense", "type": "IMAGE", "link": 403}]
+    for node in nodes.values():
+        for i, entry in enumerate(node["inputs"]):
+            entry["link"] = next((link[0] for link in links if link[3] == node["id"] and link[4] == i), None)
+        for i, entry in enumerate(node["outputs"]):
+            entry["links"] = [link[0] for link in links if link[1] == node["id"] and link[2] == i]
+    return {**doubled, "nodes": list(nodes.values()), "links": links, "last_link_id": 500}
+
+
+# Everyone
+
+
+def test_no_serious_barrier(page: Frontend) -> None:
+    """The rules of axe-core on the widget, before and after a run, in dark and light."""
+    widget = opened(page)
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    for palette in ("dark", "light"):
+        page.page.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        page.page.wait_for_timeout(500)
+        found = Axe().run(page.page, context=".safe-dit").response["violations"]
+        assert [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")] == [], palette
+        shoot(page, palette)
+    page.page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+def test_readable_at_twice_the_size(page: Frontend) -> None:
+    widget = opened(page)
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    page.page.evaluate("document.documentElement.style.fontSize = '200%'")
+    page.page.evaluate("app.canvas.ds.scale = 2")
+    page.page.wait_for_timeout(500)
+    cut = "(line) => line.scrollHeight > line.clientHeight + 1 || line.scrollWidth > line.clientWidth + 1"
+    assert not widget.part("line").evaluate(cut)

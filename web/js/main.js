@@ -162,8 +162,20 @@ function onStep(message) {
 /** @param {string} id execution id of the node that ran @param {any} output */
 function onExecuted(id, output) {
   const record = output?.safe_dit?.[0];
-  if (!record || !runs.record(record, workflowId(), id)) return;
+  if (!record) return;
+  runs.record(record, workflowId(), id);
   updateAll();
+  const node = [...allNodes()].find(([found]) => found === id)?.[1];
+  if (views.has(node)) fetchPictures(node, output.safe_dit_pictures ?? []);
+}
+
+/** The finished picture and the dense one beside it, where both are connected. @param {any} node @param {any[]} files */
+async function fetchPictures(node, files) {
+  const pictures = await Promise.all(files.map(async (file) => {
+    const response = await api.fetchApi(`/view?${new URLSearchParams(file)}`);
+    return createImageBitmap(await response.blob());
+  }));
+  views.get(node)?.compare(pictures.length === 2 ? [pictures[0], pictures[1]] : null);
 }
 
 /** @param {{ blob: Blob, realNodeId?: string }} detail */

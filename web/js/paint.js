@@ -17,7 +17,7 @@ export const KIND_STYLE = {
   held: { height: 0.2, colour: "#009e73" },
 };
 
-const DIMMED = 0.28;
+const DIMMED = 0.4;
 
 /**
  * @param {string} palette

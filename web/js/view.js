@@ -14,6 +14,10 @@ const STYLE = `
 .safe-dit canvas { display: block; width: 100%; min-height: 0; }
 .safe-dit .map { flex: 1 1 0; }
 .safe-dit .timeline { flex: none; height: 36px; cursor: ew-resize; touch-action: none; }
+.safe-dit .modes { display: flex; gap: 4px; flex: none; }
+.safe-dit .modes[hidden] { display: none; }
+.safe-dit .modes button { font: inherit; color: inherit; background: transparent; border: 1px solid currentColor; border-radius: 4px; padding: 0 6px; cursor: pointer; }
+.safe-dit .modes button[aria-pressed="true"] { color: var(--comfy-input-bg, #222); background: var(--input-text, #ddd); }
 .safe-dit .line { flex: none; white-space: pre-line; overflow-wrap: anywhere; }
 `;
 
@@ -34,6 +38,11 @@ function make(tag, name, attributes = {}) {
   return element;
 }
 
+/** What the map's place shows. */
+const MODES = ["map", "compare", "difference"];
+/** How much a difference is raised, so that it can be seen. */
+const RAISED = 4;
+
 export class View {
   /** @param {{ palette: () => string, predict: () => Prediction }} source */
   constructor(source) {
@@ -50,7 +59,15 @@ export class View {
     this.map = /** @type {HTMLCanvasElement} */ (make("canvas", "map", { role: "img" }));
     this.timeline = /** @type {HTMLCanvasElement} */ (make("canvas", "timeline", { role: "slider", tabindex: "-1" }));
     this.line = make("div", "line");
-    this.element.append(this.map, this.timeline, this.line);
+    /** @type {[ImageBitmap, ImageBitmap] | null} accelerated and dense */
+    this.pictures = null;
+    this.mode = MODES[0];
+    /** Where the slider between the two pictures stands, 0..1. */
+    this.split = 0.5;
+    this.modes = make("div", "modes", { hidden: "" });
+    this.buttons = MODES.map((mode) => this.#button(mode));
+    this.modes.append(...this.buttons);
+    this.element.append(this.modes, this.map, this.timeline, this.line);
     this.tokens = document.createElement("canvas");
     this.resizes = new ResizeObserver(() => this.refresh());
     this.#listen();
@@ -94,7 +111,41 @@ export class View {
     this.refresh();
   }
 
+  /** @param {[ImageBitmap, ImageBitmap] | null} pictures accelerated and dense */
+  compare(pictures) {
+    this.pictures = pictures;
+    this.modes.hidden = !pictures;
+    if (!pictures) this.#switch(MODES[0]);
+    this.refresh();
+  }
+
+  /** @param {string} mode */
+  #button(mode) {
+    const button = make("button", `mode-${mode}`, { type: "button", "aria-pressed": String(mode === MODES[0]) });
+    button.textContent = t(`mode_${mode}`);
+    button.addEventListener("pointerdown", (event) => event.stopPropagation());
+    button.addEventListener("click", () => this.#switch(mode));
+    return button;
+  }
+
+  /** @param {string} mode */
+  #switch(mode) {
+    this.mode = mode;
+    for (const button of this.buttons) button.setAttribute("aria-pressed", String(button.className === `mode-${mode}`));
+    this.refresh();
+  }
+
   #listen() {
+    const slide = (/** @type {PointerEvent} */ event) => {
+      if (this.mode !== "compare") return;
+      event.stopPropagation();
+      if (!event.buttons) return;
+      const { left, width } = this.map.getBoundingClientRect();
+      this.split = Math.max(0, Math.min(1, (event.clientX - left) / width));
+      this.refresh();
+    };
+    this.map.addEventListener("pointerdown", slide);
+    this.map.addEventListener("pointermove", slide);
     const scrub = (/** @type {PointerEvent} */ event) => {
       const { left, width } = this.timeline.getBoundingClientRect();
       const slot = Math.floor(((event.clientX - left) / width) * this.#slots());
@@ -120,6 +171,7 @@ export class View {
   #key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const last = (this.run?.evaluations.length ?? 0) - 1;
+    const slides = this.mode === "compare" && (event.key === "ArrowLeft" || event.key === "ArrowRight");
     /** @type {Record<string, () => number | null>} */
     const moves = {
       ArrowLeft: () => this.index - 1, ArrowDown: () => this.index - 1, ArrowRight: () => this.index + 1, ArrowUp: () => this.index + 1,
@@ -127,6 +179,12 @@ export class View {
     };
     // Whatever is typed here is not for the graph: its Delete would delete the node.
     if (event.key !== "Tab") event.stopPropagation();
+    if (slides) {
+      event.preventDefault();
+      this.split = Math.max(0, Math.min(1, this.split + (event.key === "ArrowLeft" ? -0.05 : 0.05)));
+      this.refresh();
+      return;
+    }
     if (!(event.key in moves)) return;
     event.preventDefault();
     this.look(moves[event.key]());
@@ -139,7 +197,8 @@ export class View {
 
   #draw() {
     const prediction = this.source.predict();
-    this.#drawMap();
+    if (this.mode === "map") this.#drawMap();
+    else this.#drawPictures();
     this.#drawTimeline(prediction);
     this.#write(prediction);
   }
@@ -169,6 +228,34 @@ export class View {
     context.drawImage(this.tokens, ...box);
   }
 
+  #drawPictures() {
+    const { context, width, height, scale } = this.#sized(this.map);
+    if (!this.pictures) return;
+    const [accelerated, dense] = this.pictures;
+    const fit = Math.min(width / accelerated.width, height / accelerated.height);
+    const [w, h] = [accelerated.width * fit, accelerated.height * fit];
+    const box = /** @type {const} */ ([(width - w) / 2, (height - h) / 2, w, h]);
+    context.drawImage(dense, ...box);
+    if (this.mode === "difference") {
+      context.globalCompositeOperation = "difference";
+      context.drawImage(accelerated, ...box);
+      // Doubling twice: a canvas cannot multiply by more than one.
+      context.globalCompositeOperation = "lighter";
+      for (let factor = 1; factor < RAISED; factor *= 2) context.drawImage(this.map, 0, 0);
+      context.globalCompositeOperation = "source-over";
+      return;
+    }
+    const at = this.split * width;
+    context.save();
+    context.beginPath();
+    context.rect(at, 0, width - at, height);
+    context.clip();
+    context.drawImage(accelerated, ...box);
+    context.restore();
+    context.fillStyle = "#fff";
+    context.fillRect(at - scale, 0, 2 * scale, height);
+  }
+
   /** @param {Prediction} prediction */
   #drawTimeline(prediction) {
     const { context, width, height, scale } = this.#sized(this.timeline);
@@ -196,7 +283,7 @@ export class View {
     const lines = [this.#stepLine(), this.#shareLine(prediction), ...(this.run?.notes ?? [])].filter(Boolean);
     this.line.textContent = lines.join("\n");
     this.element.setAttribute("aria-label", `${t("title")}: ${lines.join(". ")}`);
-    this.map.setAttribute("aria-label", t("map"));
+    this.map.setAttribute("aria-label", t(this.mode === "map" ? "map" : `about_${this.mode}`));
     const count = this.run?.evaluations.length ?? 0;
     const values = { "aria-label": t("timeline"), "aria-valuemin": 0, "aria-valuemax": Math.max(count - 1, 0), "aria-valuenow": Math.max(this.index, 0) };
     for (const [key, value] of Object.entries(values)) this.timeline.setAttribute(key, String(value));
