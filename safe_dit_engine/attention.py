@@ -117,8 +117,8 @@ def sdpa(
     is active, else the process-wide `LEDGER`. A call with dropout or `is_causal` is left as it is.
     """
     options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    if has_torch_function_variadic(query, key, value, attn_mask):
-        # A mode may look for `F.scaled_dot_product_attention`, which is this function now (diffusers/hooks/layer_skip.py).
+    if F.scaled_dot_product_attention is sdpa and has_torch_function_variadic(query, key, value, attn_mask):
+        # A mode may look for the function of that name, which is this one now (diffusers/hooks/layer_skip.py).
         relevant = tuple(x for x in (query, key, value, attn_mask) if x is not None)
         result: Tensor = handle_torch_function(sdpa, relevant, query, key, value, attn_mask, **options, ledger=ledger)
         return result
