@@ -36,16 +36,6 @@ export function bitsOf(bytes, count) {
 }
 
 /**
- * One byte a token to base64 of little-endian bits.
- * @param {Uint8Array} bits
- */
-export function packedBits(bits) {
-  const bytes = new Uint8Array((bits.length + 7) >> 3);
-  bits.forEach((bit, i) => { bytes[i >> 3] |= (bit ? 1 : 0) << (i & 7); });
-  return btoa(String.fromCharCode(...bytes));
-}
-
-/**
  * Values on one grid to the nearest of another.
  * @param {Uint8Array} values
  * @param {[number, number]} from width and height

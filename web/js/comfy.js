@@ -141,9 +141,9 @@ export function setting(id, otherwise) {
   return app.extensionManager?.setting?.get?.(id) ?? otherwise;
 }
 
-/** @param {string} path @param {RequestInit} [options] */
-export async function fetchJson(path, options) {
-  const response = await api.fetchApi(path, options);
+/** @param {string} path */
+export async function fetchJson(path) {
+  const response = await api.fetchApi(path);
   return response.ok ? response.json() : null;
 }
 

@@ -287,7 +287,7 @@ export class View {
     const count = this.run?.evaluations.length ?? 0;
     const values = { "aria-label": t("timeline"), "aria-valuemin": 0, "aria-valuemax": Math.max(count - 1, 0), "aria-valuenow": Math.max(this.index, 0) };
     for (const [key, value] of Object.entries(values)) this.timeline.setAttribute(key, String(value));
-    this.timeline.setAttribute("aria-valuetext", this.#stepLine() || t("noRun"));
+    this.timeline.setAttribute("aria-valuetext", this.#stepLine());
   }
 
   #stepLine() {

@@ -1,9 +1,16 @@
 // @ts-check
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { bitsOf, bytesOf, packedBits, readRecord, readStep, resized } from "../../../web/js/codec.js";
+import { bitsOf, bytesOf, readRecord, readStep, resized } from "../../../web/js/codec.js";
 
 const base64 = (/** @type {number[]} */ bytes) => btoa(String.fromCharCode(...bytes));
+/** What the server does to a mask. @param {Uint8Array} bits */
+function packedBits(bits) {
+  const bytes = new Uint8Array((bits.length + 7) >> 3);
+  bits.forEach((bit, i) => { bytes[i >> 3] |= (bit ? 1 : 0) << (i & 7); });
+  return btoa(String.fromCharCode(...bytes));
+}
+
 const message = {
   v: 1, prompt_id: "p", node: "1", step: 2, total: 8, kind: "selective", w: 3, h: 3, k: 2, mask: base64([0b10000010, 1]), sens: null, rows: [5, 12], ms: 3.5,
   cache: 1024, masks: [9, 3, 2, 1],
