@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy import configure
 from ..safe_dit_engine.masks import MaskMode
+from ..safe_dit_engine.painting import parse_painting
 from ..safe_dit_engine.partition import MIN_KEEP_RATIO
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
-from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL
-from .inputs import follow_inputs, held_inputs
+from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, CacheMode
+from .inputs import cache_input, follow_inputs, held_inputs, judged_painting, painting_input
 
 CUSTOM = "custom"
 
@@ -64,9 +66,16 @@ class SafeDitAccelerate(io.ComfyNode):
                 ),
                 *follow_inputs(default.forecast, default.widen, "Custom only. "),
                 *held_inputs(default.held_steps, default.settle, "Custom only. "),
+                painting_input(),
+                cache_input(),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, painted_tokens: str = "") -> bool | str:
+        """The text must be a painting."""
+        return judged_painting(painted_tokens)
 
     @classmethod
     def execute(
@@ -80,11 +89,15 @@ class SafeDitAccelerate(io.ComfyNode):
         widen: bool,
         held_steps: int = 0,
         settle: bool = False,
+        painted_tokens: str = "",
+        cache: str = CacheMode.AUTO.value,
     ) -> io.NodeOutput:
         """Attach the settings to a copy of the model."""
         own = Preset(keep_ratio, refresh_interval, warmup_steps, forecast, widen, held_steps, settle)
         chosen = PRESETS.get(preset, own)
-        return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=chosen.partition(), schedule=chosen.schedule()))
+        partition = replace(chosen.partition(), painting=parse_painting(painted_tokens))
+        schedule = replace(chosen.schedule(), cache=CacheMode(cache))
+        return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=partition, schedule=schedule))
 
 
 def _preset_tooltip() -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL
+from ..safe_dit_engine.painting import parse_painting
+from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, CacheMode
 
 
 def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
@@ -55,3 +56,42 @@ def held_inputs(held_steps: int, settle: bool, when: str = "") -> list[Any]:
             tooltip=f"{when}At every refresh, make up for what the steps since the last one got wrong. Costs nothing.",
         ),
     ]
+
+
+def painting_input() -> Any:
+    """What is painted on the node's map. The widget shows it there, so the text itself is hidden. Optional: older prompts lack it."""
+    return io.String.Input(
+        "painted_tokens",
+        optional=True,
+        default="",
+        advanced=True,
+        extra_dict={"hidden": True},
+        tooltip=(
+            "What you painted on the node's map, as text: tokens that selective steps always compute (s) and tokens that they never "
+            "compute (c), by rows. Paint on the map to change it. Empty: nothing painted."
+        ),
+    )
+
+
+def cache_input() -> Any:
+    """How keys and values are kept. Optional: older prompts lack it."""
+    return io.Combo.Input(
+        "cache",
+        optional=True,
+        options=[mode.value for mode in CacheMode],
+        default=CacheMode.AUTO.value,
+        advanced=True,
+        tooltip=(
+            "How keys and values are kept between refreshes. auto: by the memory that is free. model precision: as they are. 8 bit: in "
+            "half the memory, a little less exact. system memory: not on the graphics card. Presets with whole steps keep none."
+        ),
+    )
+
+
+def judged_painting(painted_tokens: str) -> bool | str:
+    """For a node's validation: True, or what is wrong with the text."""
+    try:
+        parse_painting(painted_tokens)
+    except ValueError as error:
+        return str(error)
+    return True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy import configure
+from ..safe_dit_engine.focus import FocusRequest
+from ..safe_dit_engine.hosts.comfy import configure, token_ids
 from ..safe_dit_engine.partition import MIN_KEEP_RATIO, PartitionConfig, Signal
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 
@@ -69,14 +71,38 @@ class SafeDitPartitioner(io.ComfyNode):
                     optional=True,
                     tooltip="Painted by you: tokens under it are always computed, whatever the map says. Any size; it is scaled.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of your prompt, to find the focus words in it. Only needed with focus words.",
+                ),
+                io.String.Input(
+                    "focus_words",
+                    optional=True,
+                    default="",
+                    tooltip=(
+                        "Words of your prompt whose attention alone makes the map, such as: the red fox, hat. Needs clip. Empty: all words."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the partition attached.")],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, keep_ratio: float, signal: str, warmup_steps: int, smoothing: float, mask: Any = None
+        cls,
+        model: Any,
+        keep_ratio: float,
+        signal: str,
+        warmup_steps: int,
+        smoothing: float,
+        mask: Any = None,
+        clip: Any = None,
+        focus_words: str = "",
     ) -> io.NodeOutput:
         """Attach the partition to a copy of the model."""
-        config = PartitionConfig(keep_ratio, Signal(signal), warmup_steps, smoothing, mask)
+        if focus_words.strip() and clip is None:
+            raise ValueError(f"There are focus words ({focus_words}) but no clip; connect the text encoder of your prompt.")
+        focus = FocusRequest(focus_words, partial(token_ids, clip)) if focus_words.strip() else None
+        config = PartitionConfig(keep_ratio, Signal(signal), warmup_steps, smoothing, mask, focus=focus)
         return io.NodeOutput(configure(model, partition=config))

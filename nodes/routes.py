@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -23,12 +24,13 @@ def add_routes(server: Any) -> None:
 
     @server.routes.post("/safe_dit/live")
     async def live(request: web.Request) -> web.Response:
-        asked = await request.json()
+        body = await request.read()
         try:
+            asked = json.loads(body)
             wish(str(asked["client_id"]), LiveWish(bool(asked["live"]), _rate(asked["per_second"])))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             allowed = f"client_id (text), live (true or false), per_second (a number from above 0 to {MOST_PER_SECOND:g})"
-            return web.json_response({"error": f"Got {asked}; give {allowed}."}, status=400)
+            return web.json_response({"error": f"Got {body[:200]!r}; give JSON with {allowed}."}, status=400)
         return web.json_response({})
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
-from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
-from .inputs import follow_inputs, held_inputs
+from ..safe_dit_engine.painting import parse_painting
+from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
+from .inputs import cache_input, follow_inputs, held_inputs, judged_painting, painting_input
 
 DEFAULTS = ScheduleConfig(refresh_interval=3, forecast=0.45, widen=True, settle=True)
 
@@ -57,16 +58,18 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                 *follow_inputs(DEFAULTS.forecast, DEFAULTS.widen),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
                 *held_inputs(DEFAULTS.held_steps, DEFAULTS.settle),
+                painting_input(),
+                cache_input(),
             ],
             outputs=[io.Sampler.Output(tooltip="The sampler with the schedule, for SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float, end_percent: float) -> bool | str:
-        """The start may not lie after the end."""
+    def validate_inputs(cls, start_percent: float, end_percent: float, painted_tokens: str = "") -> bool | str:
+        """The start may not lie after the end, and the text must be a painting."""
         if start_percent > end_percent:
             return f"start_percent {start_percent} lies after end_percent {end_percent}; set it to {end_percent} or less."
-        return True
+        return judged_painting(painted_tokens)
 
     @classmethod
     def execute(
@@ -79,7 +82,10 @@ class SafeDitSelectiveSampler(io.ComfyNode):
         sampler: Any = None,
         held_steps: int = 0,
         settle: bool = False,
+        painted_tokens: str = "",
+        cache: str = CacheMode.AUTO.value,
     ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, widen, held_steps, settle)
-        return io.NodeOutput(SelectiveSampler(sampler if sampler is not None else default_sampler(), schedule))
+        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, widen, held_steps, settle, CacheMode(cache))
+        wrapped = sampler if sampler is not None else default_sampler()
+        return io.NodeOutput(SelectiveSampler(wrapped, schedule, parse_painting(painted_tokens)))

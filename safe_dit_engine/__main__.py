@@ -8,12 +8,14 @@ from collections.abc import Sequence
 TOOLS = {
     "train": ".demo.train",
     "showcase": ".bench.showcase",
+    "backbones": ".bench.backbones",
     "cost": ".bench.cost",
     "fidelity": ".bench.fidelity",
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
     "masktax": ".bench.masktax",
     "prediction": ".bench.prediction",
+    "reporting": ".bench.reporting",
     "serve": ".bench.serve",
     "study": ".bench.study",
 }

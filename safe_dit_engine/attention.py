@@ -45,13 +45,18 @@ class AttentionOverride:
         heads_first = bool(kwargs.get("skip_reshape", False))
         if (kwargs.get("transformer_options") or {}).get("optimized_attention_override") is not self:
             self._ledger.origin = None  # another override stands between the model and this one, and may have changed the mask
+        call = self._call if self._call is not None and self._call.block is not None else None
+        if call is not None:
+            given, (k, v, mask) = mask, call.spliced(k, v, mask, heads_first=heads_first)
+            if mask is not given:
+                args, kwargs = _with_mask(args, kwargs, mask)
         certificate = self._ledger.rule(mask, _scores(q, k, mask, args, kwargs, heads_first), func.__name__ in ADDS_BOOLEANS)
         if certificate is not None and mask is not None:
             self._ledger.rewrote(func.__name__, partial(_described, func, q, k, v, mask, heads_first))
-            mask, (args, kwargs) = None, _without_mask(args, kwargs)
-        if self._call is not None and self._call.block is not None:
+            mask, (args, kwargs) = None, _with_mask(args, kwargs, None)
+        if call is not None:
             heads = args[0] if args else kwargs["heads"]
-            k, v = self._call.attend(q, k, v, heads=heads, heads_first=heads_first, mask=mask, scale=kwargs.get("scale"))
+            call.looked_at(q, k, v, mask, heads=heads, heads_first=heads_first, scale=kwargs.get("scale"))
 
         def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self._previous is not None:
@@ -72,8 +77,8 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor | None, args: tuple[Any, ...], kw
     return (q.shape[0], *heads, q.shape[rows], k.shape[rows])
 
 
-def _without_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return ((args[0], None, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "mask": None})
+def _with_mask(args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((args[0], mask, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "mask": mask})
 
 
 def _described(func: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads_first: bool) -> str:

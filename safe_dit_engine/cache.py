@@ -7,12 +7,17 @@ another composition. Stored tensors are own copies: nothing here aliases a live 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .rows import gather_rows, write_rows_
+
 Branches = tuple[Hashable, ...]
+EIGHT_BIT = torch.float8_e4m3fn
 
 
 class BranchCache:
@@ -21,12 +26,14 @@ class BranchCache:
     def __init__(self) -> None:
         self._stacks: dict[str, dict[Branches, Tensor]] = {}
 
-    def store(self, name: str, branches: Branches, value: Tensor) -> None:
-        """Keep an own copy of `value` `[len(branches) * images, ...]`, replacing what these branches had under `name`."""
+    def store(self, name: str, branches: Branches, value: Tensor, place: torch.device | None = None) -> None:
+        """Keep an own copy of `value` `[len(branches) * images, ...]` at `place` (None: where it is), for what these branches had."""
         stacks = self._stacks.setdefault(name, {})
         kept = stacks.get(branches)
         _release(stacks, branches)
-        stacks[branches] = value.detach().clone() if kept is None or kept.shape != value.shape else kept.copy_(value)
+        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype or kept.device != (place or value.device):
+            kept = _room_for(value, place or value.device)
+        stacks[branches] = kept.copy_(value.detach())
 
     def load(self, name: str, branches: Branches) -> Tensor:
         """The stored tensor for exactly these branches in this order; writing to it writes to the cache. KeyError if one is missing."""
@@ -56,6 +63,88 @@ class BranchCache:
     def clear(self) -> None:
         """Forget everything."""
         self._stacks.clear()
+
+
+def _room_for(value: Tensor, place: torch.device) -> Tensor:
+    """Uninitialised memory; locked where an accelerator is to read it from the system's."""
+    return torch.empty_like(value, device=place, pin_memory=place.type == "cpu" and value.device.type == "cuda")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How keys and values are kept: `eight_bit` as float8 with a scale a head, `place` on another device. Defaults: as they come."""
+
+    eight_bit: bool = False
+    place: torch.device | None = None
+
+
+class KeyValues:
+    """Keys and values of every attention call, by name: those of context rows alone once it is known which these are.
+
+    Between anchors the other rows are fresh in every step, so nothing of them need be kept.
+    """
+
+    def __init__(self, cache: BranchCache) -> None:
+        self.storage = Storage()
+        self._cache = cache
+        self._lengths: dict[tuple[str, Hashable], int] = {}  # texts differ in length from branch to branch
+        self._full: dict[tuple[object, ...], Tensor] = {}
+
+    def store(self, name: str, branches: Branches, x: Tensor, dim: int, context: Tensor | None, repeats: int = 1) -> None:
+        """Remember `x`, its rows along `dim`: those of `context` `[C]` or `[B, C]`, or all. `repeats`: heads that stand one after the other
+        with the same content, of which one is kept."""
+        self._lengths.update({(name, branch): x.shape[dim] for branch in branches})
+        kept = x[:, ::repeats] if repeats > 1 else x
+        kept = kept if context is None else gather_rows(kept, context, dim)
+        for part, value in _packed(kept, self.storage).items():
+            self._cache.store(f"{name}.{part}", branches, value, self.storage.place)
+
+    def length(self, name: str, branches: Branches) -> int:
+        """Rows at full length of what these branches have under `name`."""
+        return self._lengths[name, branches[0]]
+
+    def splice(self, name: str, branches: Branches, fresh: Tensor, dim: int, active: Tensor, context: Tensor, repeats: int = 1) -> Tensor:
+        """All rows: `fresh` ones at `active`, remembered ones elsewhere. Good until the next call for rows of this shape."""
+        kept = _unpacked([self._cache.load(f"{name}.{part}", branches).to(fresh.device, non_blocking=True) for part in self._parts], fresh)
+        kept = kept.repeat_interleave(repeats, 1) if repeats > 1 else kept
+        length = self.length(name, branches)
+        if kept.shape[dim] == length:  # remembered before the partition was known
+            return write_rows_(kept, active, fresh, dim)
+        return write_rows_(write_rows_(self._room(fresh, dim, length, name), context, kept, dim), active, fresh, dim)
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return ("rows", "scale") if self.storage.eight_bit else ("rows",)
+
+    def _room(self, fresh: Tensor, dim: int, length: int, name: str) -> Tensor:
+        """Memory for one layer's rows at full length. Layers run one after the other, so keys share one, and values."""
+        shape = (*fresh.shape[:dim], length, *fresh.shape[dim + 1 :])
+        key = (fresh.dtype, fresh.device, name.rpartition(".")[2])
+        if key not in self._full or self._full[key].numel() < math.prod(shape):
+            self._full[key] = fresh.new_empty(math.prod(shape))
+        return self._full[key][: math.prod(shape)].view(shape)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held for splicing, beside the cache itself."""
+        return sum(room.nbytes for room in self._full.values())
+
+    def clear(self) -> None:
+        """Forget everything but the cache's own content."""
+        self._lengths.clear()
+        self._full.clear()
+
+
+def _packed(x: Tensor, storage: Storage) -> dict[str, Tensor]:
+    if not storage.eight_bit:
+        return {"rows": x}
+    within = tuple(range(2 if x.ndim == 4 else 1, x.ndim))
+    scale = x.abs().amax(within, keepdim=True).float().clamp_min(1e-12) / torch.finfo(EIGHT_BIT).max
+    return {"rows": (x / scale).to(EIGHT_BIT), "scale": scale}
+
+
+def _unpacked(parts: list[Tensor], like: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else (parts[0].to(torch.float32) * parts[1]).to(like.dtype)
 
 
 def _piece(stacks: dict[Branches, Tensor], branch: Hashable) -> Tensor:

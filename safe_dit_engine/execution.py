@@ -11,43 +11,97 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, BlockGroup
-from .cache import BranchCache, Branches
+from .backbones import Backbone, BlockGroup, Extras, Layout, argument_names, layers_of
+from .cache import BranchCache, Branches, KeyValues
 from .partition import Partition
 from .rows import gather_rows, repeat_rows, write_rows_
-from .sensitivity import KEY_STRIDE, Evidence, image_to_text
+from .sensitivity import KEY_STRIDE, Evidence, cross_to_text, image_to_text
 
 EVIDENCE_LAYERS = 4
 
 HEAD = "head"
+
+Handle = torch.utils.hooks.RemovableHandle
 
 
 @dataclass(frozen=True)
 class CallPlan:
     """What one call does.
 
-    `partition` set: selective. `capture`: remember what selective calls need. `evidence_of`: branch positions to look at.
+    `partition` set: selective. `capture`: remember what selective calls need, of the context of `known` alone where that is set.
+    `evidence_of`: branch positions to look at.
     """
 
     partition: Partition | None = None
     capture: bool = False
+    known: Partition | None = None
     evidence_of: tuple[int, ...] = ()
+
+
+@dataclass
+class CacheSizes:
+    """Bytes that a dense call's selective successors need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing."""
+
+    a_row: float = 0.0
+    fixed: int = 0
+    room: int = 0
+    rows: int = 0
+    element: int = 0
+
+    def bytes(self, kept: int, eight_bit: bool = False) -> int:
+        """Bytes with `kept` tokens sensitive."""
+        share = 1.0 / self.element if eight_bit else 1.0
+        return round(self.a_row * (self.rows - kept) * share) + self.fixed + self.room
+
+
+class Arguments:
+    """The arguments of one call of a block, by name or position, however they were passed."""
+
+    def __init__(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._names = names
+        self.args = list(args)
+        self.kwargs = dict(kwargs)
+
+    def _place(self, name: str | int) -> int | None:
+        place = name if isinstance(name, int) else None if name in self.kwargs else self._names.index(name)
+        return place if place is not None and place < len(self.args) else None
+
+    def __getitem__(self, name: str | int) -> Any:
+        place = self._place(name)
+        return self.args[place] if place is not None else self.kwargs.get(str(name))
+
+    def __setitem__(self, name: str | int, value: Any) -> None:
+        place = self._place(name)
+        if place is not None:
+            self.args[place] = value
+        else:
+            self.kwargs[str(name)] = value
 
 
 class ModelCall:
     """One call of `module` for `branches` (equal chunks of the batch) on a grid of `tokens` image tokens."""
 
     def __init__(
-        self, module: nn.Module, backbone: Backbone, plan: CallPlan, branches: Branches, tokens: int, cache: BranchCache, evidence: Evidence
+        self,
+        module: nn.Module,
+        backbone: Backbone,
+        plan: CallPlan,
+        branches: Branches,
+        tokens: int,
+        cache: BranchCache,
+        key_values: KeyValues,
+        evidence: Evidence,
     ) -> None:
         self._module = module
         self._backbone = backbone
         self._cache = cache
+        self._key_values = key_values
         self._evidence = evidence
         self._tokens = tokens
         self.plan = plan
@@ -56,112 +110,170 @@ class ModelCall:
         self.rows_total = 0
         self.rows_active = 0
         self.executed = False
+        self.attended = False
         self.masked_per_query = False
+        self.misfit: str | None = None
+        self.sizes = CacheSizes()
+        self._group = backbone.groups[0]
+        self._begun: set[str] = set()
         self._attention_in_block = 0
+        self._image_rows = 0  # of the sequence at full length: tokens, then rows that are none
         self._length = 0
-        self._active: Tensor | None = None
+        self._indices: dict[tuple[Layout, int], Tensor] = {}
+        self._others: dict[tuple[Layout, int], Tensor] = {}
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}
         self._watched = self._evidence_blocks() if plan.evidence_of else frozenset()
 
     def _evidence_blocks(self) -> frozenset[str]:
-        path = self._backbone.main.path
-        depth = len(getattr(self._module, path))
-        count = min(EVIDENCE_LAYERS, depth)
-        return frozenset(f"{path}.{(2 * i + 1) * depth // (2 * count)}" for i in range(count))
+        groups = [group for group in self._backbone.groups if group.shows_text and not group.constant]
+        names = [name for group in groups for name, _ in layers_of(self._module, group.path)]
+        count = min(EVIDENCE_LAYERS, len(names))
+        return frozenset(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
 
     # Hooks
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Install the hooks for the length of the model call."""
-        handles: list[torch.utils.hooks.RemovableHandle] = []
+        handles: list[Handle] = []
         try:
             for group in self._backbone.groups:
                 self._hook_group(group, handles)
+            handles.append(attrgetter(self._backbone.head)(self._module).register_forward_hook(self._leave_head))
             yield
         finally:
             for handle in handles:
                 handle.remove()
             self.block = None
 
-    def _hook_group(self, group: BlockGroup, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-        blocks = getattr(self._module, group.path)
-        for index, block in enumerate(blocks):
-            enter = partial(self._enter_block, group, f"{group.path}.{index}", index == 0)
-            leave = partial(self._leave_block, group, index == len(blocks) - 1 and group.head is None)
-            handles.append(block.register_forward_pre_hook(enter))
+    def _hook_group(self, group: BlockGroup, handles: list[Handle]) -> None:
+        blocks = layers_of(self._module, group.path)
+        for index, (name, block) in enumerate(blocks):
+            enter = partial(self._enter_block, group, name, index == 0, argument_names(block))
+            leave = partial(self._leave_block, group, index == len(blocks) - 1)
+            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(block.register_forward_hook(leave))
-        if group.head is not None:
-            handles.append(getattr(self._module, group.head).register_forward_hook(self._leave_head))
 
-    def _enter_block(self, group: BlockGroup, name: str, first: bool, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        self.block, self._attention_in_block = None if group.constant else name, 0
-        hidden = args[0]
+    def _enter_block(
+        self, group: BlockGroup, name: str, first: bool, names: list[str], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self.block, self._group, self._attention_in_block = None if group.constant else name, group, 0
+        arguments = Arguments(names, args, kwargs)
+        first = first or group.path not in self._begun  # another node may have skipped the first block
         if first:
-            self._begin_group(group, hidden)
+            self._begin_group(group, arguments)
         if self.plan.partition is None:
             return None
-        gathered = list(args)
-        if first:
-            gathered[0] = gather_rows(hidden, self._rows(), 1)
+        if first and not group.gathered:
+            hidden: Tensor = arguments[group.hidden]
+            rows = gather_rows(_in_line(hidden), self._rows(group.layout, self._length), 1)
+            arguments[group.hidden] = rows.view(rows.shape[0], *(1 for _ in hidden.shape[3:]), *rows.shape[1:])
         for argument in group.row_arguments:
-            gathered[argument.position] = self._gather_argument(args[argument.position], argument.dim)
-        return tuple(gathered)
+            value = arguments[argument.name]
+            if value is not None:
+                arguments[argument.name] = self._gather_argument(value, argument.dim, argument.layout)
+        return tuple(arguments.args), arguments.kwargs
 
-    def _begin_group(self, group: BlockGroup, hidden: Tensor) -> None:
-        self._length = hidden.shape[1]
+    def _begin_group(self, group: BlockGroup, arguments: Arguments) -> None:
+        self._begun.add(group.path)
         self._gathered.clear()
-        partition = self.plan.partition
-        if partition is not None:
-            self._active = self._active_rows(partition, group, hidden.device)
-        if group is self._backbone.main:
-            active = self._length if self._active is None else self._active.shape[-1]
-            self.rows_total = self._length * hidden.shape[0]
-            self.rows_active = active * hidden.shape[0]
+        hidden: Tensor = arguments[group.hidden]
+        if group.gathered:
+            return
+        self._length = _in_line(hidden).shape[1]
+        if group.layout.has_image and self._image_rows == 0:
+            self._image_rows = self._length if group.layout is Layout.IMAGE else self._backbone.padded(self._module, self._tokens)
+        misfit = self._first_misfit(group, arguments)
+        if misfit is not None:
+            self.misfit, self.plan, self._watched = misfit, CallPlan(), frozenset()
 
-    def _image_start(self, group: BlockGroup, length: int) -> int:
-        return length - self._backbone.padded(self._module, self._tokens) if group.text_first else 0
+    def _first_misfit(self, group: BlockGroup, arguments: Arguments) -> str | None:
+        """What makes this sequence another one than the backbone describes. Asked before any row was left out."""
+        taken = next((name for name in group.unset if arguments[name] is not None), None)
+        if taken is not None:
+            return f"the model was given `{taken}`, which changes rows by their place"
+        values = [(argument.name, arguments[argument.name]) for argument in group.row_arguments]
+        other = next((name for name, value in values if value is not None and not isinstance(value, Tensor)), None)
+        if other is not None:
+            return f"the model's blocks are given something else than a tensor as `{other}`"
+        several = next((reason for name, dim, reason in group.single if arguments[name].shape[dim] > 1), None)
+        if several is not None:
+            return several
+        expected = self._backbone.padded(self._module, self._tokens)
+        too_many = self._image_rows > expected and self._backbone.extras is not Extras.CONTEXT
+        if group.layout.has_image and (self._image_rows < expected or too_many or self._length < self._image_rows):
+            return f"the sequence holds {self._image_rows} image rows where {expected} were expected"
+        return None
 
-    def _active_rows(self, partition: Partition, group: BlockGroup, device: torch.device) -> Tensor:
-        """Text rows, sensitive image rows, padding rows, rising: `[K]` or `[images, K]`."""
-        if group.constant:  # one row keeps the blocks going; what comes out of the last one is replaced
-            return torch.zeros(1, dtype=torch.int64, device=device)
-        start = self._image_start(group, self._length)
-        rows = partition.rows.to(device) + start
-        text = torch.arange(start, device=device)
-        padding = torch.arange(start + self._tokens, self._length, device=device)
-        if rows.ndim == 2:
-            text, padding = text.expand(rows.shape[0], -1), padding.expand(rows.shape[0], -1)
-        return torch.cat((text, rows, padding), dim=-1)
+    # Rows
 
-    def _rows(self) -> Tensor:
-        """Active rows of the whole batch: `[K]`, or `[branches * images, K]` where images differ."""
-        assert self._active is not None
-        return repeat_rows(self._active, len(self.branches))
+    def _rows(self, layout: Layout, length: int) -> Tensor:
+        """Active rows of a sequence of `length` rows at full length, rising: `[K]`, or `[branches * images, K]` where images differ."""
+        key = (layout, length)
+        if key not in self._indices:
+            self._indices[key] = repeat_rows(self._active_rows(layout, length), len(self.branches))
+        return self._indices[key]
 
-    def _gather_argument(self, value: Tensor, dim: int) -> Tensor:
+    def _context(self, layout: Layout, length: int) -> Tensor:
+        """The other rows, in the same way."""
+        if (layout, length) not in self._others:
+            self._others[layout, length] = self._context_rows(layout, length)
+        return self._others[layout, length]
+
+    def _context_rows(self, layout: Layout, length: int) -> Tensor:
+        active = self._rows(layout, length)
+        others = torch.ones((*active.shape[:-1], length), dtype=torch.bool, device=active.device).scatter_(-1, active, False)
+        return others.nonzero()[:, -1].view(*active.shape[:-1], length - active.shape[-1])
+
+    def _active_rows(self, layout: Layout, length: int) -> Tensor:
+        partition = self.plan.partition or self.plan.known
+        assert partition is not None
+        rows = partition.rows
+        if layout is Layout.TEXT:  # one row keeps constant blocks going; what comes out of the last one is replaced
+            return torch.zeros(1, dtype=torch.int64, device=rows.device)
+        start = length - self._image_rows if layout is Layout.TEXT_IMAGE else 0
+        spans = [(0, start)]
+        if self._backbone.extras is Extras.ACTIVE:
+            spans.append((start + self._tokens, start + self._image_rows))
+        if layout is Layout.IMAGE_TEXT:
+            spans.append((self._image_rows, length))
+        before, *after = (_span(first, last, rows) for first, last in spans)
+        return torch.cat((before, rows + start, *after), dim=-1)
+
+    def _gather_argument(self, value: Tensor, dim: int, layout: Layout) -> Tensor:
         # The same tensor goes to every block of a group: gather it once. Holding it keeps its id from being used again.
         known = self._gathered.get(id(value))
         if known is None:
-            known = (value, gather_rows(value, self._rows(), dim))
+            known = (value, gather_rows(value, self._rows(layout, value.shape[dim]), dim))
             self._gathered[id(value)] = known
         return known[1]
 
-    def _leave_block(self, group: BlockGroup, restore: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        self.block = None
-        if not restore:
-            return None
-        if group.constant:
-            return self._constant(group.path, output)
+    def gathered_control(self, control: dict[str, list[Tensor | None]]) -> dict[str, list[Tensor | None]]:
+        """A ControlNet's additions `[B, tokens, C]`, cut down to the tokens that are computed."""
         if self.plan.partition is None:
+            return control
+        rows = repeat_rows(self.plan.partition.rows, len(self.branches))
+        # A ControlNet of few blocks adds the same tensor in many places.
+        distinct = {id(add): add for adds in control.values() for add in adds if add is not None}
+        cut = {key: gather_rows(add, rows, 1) for key, add in distinct.items()}
+        return {name: [None if add is None else cut[id(add)] for add in adds] for name, adds in control.items()}
+
+    # After blocks
+
+    def _leave_block(self, group: BlockGroup, last: bool, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        self.block = None
+        if last and group.constant:
+            return self._constant(group.path, output)
+        if not last or not group.restore or self.plan.partition is None:
             return None
         # The next group gathers again before anything reads the rows left at zero.
         full = output.new_zeros((output.shape[0], self._length, *output.shape[2:]))
-        return write_rows_(full, self._rows(), output, 1)
+        return write_rows_(full, self._rows(group.layout, self._length), output, 1)
 
     def _constant(self, name: str, output: Tensor) -> Tensor | None:
         if self.plan.partition is not None:
             return self._cache.load(name, self.branches).clone()
+        self.sizes.fixed += output.nbytes
         if self.plan.capture:
             self._cache.store(name, self.branches, output)
         return None
@@ -170,39 +282,111 @@ class ModelCall:
         self.executed = True
         if self.plan.partition is not None:
             full = self._cache.load(HEAD, self.branches).clone()
-            return write_rows_(full, self._rows(), output, 1)
+            lines = full.view(full.shape[0], -1, full.shape[-1])
+            rows, fresh = self._rows(self._backbone.head_layout, lines.shape[1]), _in_line(output)
+            if fresh.shape[1] == lines.shape[1]:  # the rows returned to full length before the head
+                fresh = gather_rows(fresh, rows, 1)
+            write_rows_(lines, rows, fresh, 1)
+            return full
+        self.sizes.fixed += output.nbytes
         if self.plan.capture:
             self._cache.store(HEAD, self.branches, output)
         return None
 
     # Attention
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, heads_first: bool, mask: Tensor | None, scale: float | None
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values the attention inside the current block is to use."""
-        name = f"{self.block}.{self._attention_in_block}"
-        self._attention_in_block += 1
+    def spliced(self, k: Tensor, v: Tensor, mask: Tensor | None, *, heads_first: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask at full length, where only some rows of them are fresh; what came in, in a dense call."""
+        layout, name = self._attention
+        if self.plan.partition is None or layout is None or not layout.has_image:
+            return k, v, mask
         dim = 2 if heads_first else 1
+        fresh = k.shape[dim]
+        k, v = (self._splice(f"{name}.{which}", x, layout, dim) for which, x in (("k", k), ("v", v)))
+        return k, v, mask if mask is None else self._full_mask(mask, layout, fresh, k.shape[dim])
+
+    def looked_at(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, heads: int, heads_first: bool, scale: float | None
+    ) -> None:
+        """An attention call inside the current block is about to run with these, and with what was left of its mask."""
+        layout, name = self._attention
+        self._attention_in_block += 1
+        if layout is None:
+            return
+        dim = 2 if heads_first else 1
+        if layout.has_image:
+            self.attended = True
+            self.rows_active, self.rows_total = q.shape[0] * q.shape[dim], k.shape[0] * k.shape[dim]
         if self.plan.partition is not None:
-            return self._spliced(f"{name}.k", k, dim), self._spliced(f"{name}.v", v, dim)
-        self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
-        if self.plan.capture:
-            self._cache.store(f"{name}.k", self.branches, k)
-            self._cache.store(f"{name}.v", self.branches, v)
-        if self.block in self._watched:
-            self._collect(q, k, heads, heads_first, scale)
-        return k, v
+            return
+        if layout.has_image:
+            self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
+            if k.shape[dim] < self._image_rows:
+                self.misfit = "the model attends to fewer keys than there are image rows"
+            self._remember(name, k, v, layout, dim)
+        if self.block in self._watched and layout.shows_text:
+            self._collect(q, k, layout, heads, heads_first, scale)
 
-    def _spliced(self, name: str, fresh: Tensor, dim: int) -> Tensor:
-        return write_rows_(self._cache.load(name, self.branches), self._rows(), fresh, dim)
+    @property
+    def _attention(self) -> tuple[Layout | None, str]:
+        """What the next attention call of the block attends over (None: not for us), and its name."""
+        number, layouts = self._attention_in_block, self._group.attentions
+        return layouts[number] if number < len(layouts) else None, f"{self.block}.{number}"
 
-    def _collect(self, q: Tensor, k: Tensor, heads: int, heads_first: bool, scale: float | None) -> None:
-        start = self._image_start(self._backbone.main, k.shape[2 if heads_first else 1])
-        image = slice(start, start + self._tokens)
+    def _remember(self, name: str, k: Tensor, v: Tensor, layout: Layout, dim: int) -> None:
+        length, repeats = k.shape[dim], self._repeats(k)
+        self.sizes.a_row += (k.nbytes + v.nbytes) / length / repeats
+        self.sizes.room, self.sizes.element = max(self.sizes.room, k.nbytes + v.nbytes), k.element_size()
+        self.sizes.rows = self._image_rows if self._backbone.extras is Extras.CONTEXT else self._tokens
+        if not self.plan.capture:
+            return
+        context = None if self.plan.known is None else self._context(layout, length)
+        for which, x in (("k", k), ("v", v)):
+            self._key_values.store(f"{name}.{which}", self.branches, x, dim, context, repeats)
+
+    def _repeats(self, k: Tensor) -> int:
+        """How often each key head stands in `k`, where the family repeats them before attention."""
+        path = self._group.kv_heads
+        return 1 if path is None else k.shape[1] // int(attrgetter(path)(layers_of(self._module, self._group.path)[0][1]))
+
+    def _splice(self, name: str, fresh: Tensor, layout: Layout, dim: int) -> Tensor:
+        length = self._key_values.length(name, self.branches)
+        rows, context = self._rows(layout, length), self._context(layout, length)
+        return self._key_values.splice(name, self.branches, fresh, dim, rows, context, self._repeats(fresh))
+
+    def _full_mask(self, mask: Tensor, layout: Layout, fresh: int, length: int) -> Tensor:
+        """The mask over all keys. Some models make it for the rows they see; no model hides image rows, which are all that is missing."""
+        if mask.shape[-1] != fresh or fresh == length:
+            return mask
+        rows = self._rows(layout, length)
+        mask = mask.expand(rows.shape[0], *mask.shape[1:]) if rows.ndim == 2 else mask
+        full = mask.new_full((*mask.shape[:-1], length), mask.dtype == torch.bool)
+        return write_rows_(full, rows, mask, mask.ndim - 1)
+
+    def _collect(self, q: Tensor, k: Tensor, layout: Layout, heads: int, heads_first: bool, scale: float | None) -> None:
+        text = k.shape[2 if heads_first else 1] - self._image_rows
+        start = text if layout is Layout.TEXT_IMAGE else 0
+        words = slice(0, text) if layout is Layout.TEXT_IMAGE else slice(self._image_rows, self._image_rows + text)
         for position in self.plan.evidence_of:
             queries, keys = (_with_heads(x.chunk(len(self.branches))[position], heads, heads_first) for x in (q, k))
-            self._evidence.add_attention(image_to_text(queries, keys, slice(0, start), image, scale, KEY_STRIDE))
+            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+            if layout is Layout.CROSS:
+                mass = cross_to_text(queries[:, :, : self._tokens], keys, scale)
+            else:
+                mass = image_to_text(queries, keys, words, slice(start, start + self._tokens), scale, KEY_STRIDE)
+                keys = keys[:, :, words]
+            self._evidence.add_attention(mass, keys)
+
+
+def _span(first: int, last: int, like: Tensor) -> Tensor:
+    """Rows `first` to before `last`, repeated for every image where `like` `[B, K]` has rows for each."""
+    rows = torch.arange(first, last, device=like.device)
+    return rows.expand(like.shape[0], -1) if like.ndim == 2 else rows
+
+
+def _in_line(hidden: Tensor) -> Tensor:
+    """Rows `[B, rows, C]`, where some models keep them on a grid: `[B, frames, h, w, C]`. Their blocks also take `[B, 1, 1, rows, C]`."""
+    return hidden.flatten(1, -2)
 
 
 def _with_heads(x: Tensor, heads: int, heads_first: bool) -> Tensor:

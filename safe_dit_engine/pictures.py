@@ -1,4 +1,4 @@
-"""Map and partition of a run as mask and picture, at the size of the decoded image."""
+"""Map and partition of a run as mask and picture, at the size of the decoded image; of videos, one for each frame of the latent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sensitivity_mask(report: RunReport | None, latent_shape: tuple[int, ...]) ->
     """Sensitivity `[images, H, W]` in [0, 1]; zeros where there is no map."""
     if report is None or report.sensitivity is None:
         return torch.zeros(_picture_shape(latent_shape))
-    return _enlarge(report.sensitivity.float().cpu()[:, None], latent_shape)[:, 0]
+    return _enlarge(_frames(report.sensitivity.float().cpu(), latent_shape)[:, None], latent_shape)[:, 0]
 
 
 def token_map(report: RunReport | None, latent_shape: tuple[int, ...]) -> Tensor:
@@ -29,11 +29,20 @@ def token_map(report: RunReport | None, latent_shape: tuple[int, ...]) -> Tensor
     if report.partition is not None and not report.partition.full:
         sensitive = report.partition.sensitive.cpu().view(-1, *report.partition.grid)
         colours = torch.where(sensitive[..., None], colours, colours * CONTEXT_BRIGHTNESS)
-    return _enlarge(colours.movedim(-1, 1), latent_shape).movedim(1, -1)
+    return _enlarge(_frames(colours, latent_shape).movedim(-1, 1), latent_shape).movedim(1, -1)
 
 
 def _picture_shape(latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    return latent_shape[0], latent_shape[-2] * PIXELS_PER_LATENT, latent_shape[-1] * PIXELS_PER_LATENT
+    return latent_shape[0] * _count(latent_shape), latent_shape[-2] * PIXELS_PER_LATENT, latent_shape[-1] * PIXELS_PER_LATENT
+
+
+def _count(latent_shape: tuple[int, ...]) -> int:
+    return latent_shape[2] if len(latent_shape) == 5 else 1
+
+
+def _frames(tokens: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
+    """A map `[images, frames * h, ...]`, frame under frame, as `[images * frames, h, ...]`."""
+    return tokens.unflatten(1, (_count(latent_shape), -1)).flatten(0, 1)
 
 
 def _enlarge(tokens: Tensor, latent_shape: tuple[int, ...]) -> Tensor:

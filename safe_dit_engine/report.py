@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cache import Storage
 from .masks import MaskLedger
 from .partition import Partition
 from .schedule import StepKind
 
 MESSAGE_VERSION = 1
 RECORD_MAP_EDGE = 64
+
+
+class NoteLevel(str, Enum):
+    """What a sentence is: INFO explains what was done; WARNING says that something else was done than what was asked for."""
+
+    INFO = "info"
+    WARNING = "warn"
 
 
 @dataclass(frozen=True)
@@ -38,28 +47,37 @@ class RunReport:
     total_steps: int
     backbone: str = ""
     evaluations: list[StepRecord] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""
     ledger: MaskLedger | None = None
     ids: dict[str, Any] = field(default_factory=dict)  # under which the host knows the run
     cache_bytes: int = 0
+    cache_predicted: int | None = None
+    storage: Storage = field(default_factory=Storage)
     seconds: float = 0.0
     sensitivity: Tensor | None = None
     partition: Partition | None = None
     guided: bool = False
 
-    def note(self, sentence: str) -> bool:
+    def note(self, sentence: str, level: NoteLevel = NoteLevel.INFO) -> bool:
         """Keep a sentence once; True if it is new."""
-        if sentence in self.notes:
-            return False
-        self.notes.append(sentence)
-        return True
+        new = sentence not in self.noted
+        self.noted.setdefault(sentence, level)
+        return new
+
+    @property
+    def notes(self) -> list[str]:
+        """The sentences."""
+        return list(self.noted)
 
     @property
     def rows_computed_share(self) -> float:
-        """Rows computed / rows a dense run would compute; 1.0 where rows were not tracked."""
+        """Rows computed / rows a dense run would compute; where rows were not tracked, evaluations that were not held / all."""
         total = sum(record.rows_total for record in self.evaluations)
-        return sum(record.rows_active for record in self.evaluations) / total if total else 1.0
+        if total:
+            return sum(record.rows_active for record in self.evaluations) / total
+        computed = sum(record.kind is not StepKind.HELD for record in self.evaluations)
+        return computed / len(self.evaluations) if self.evaluations else 1.0
 
     def counts(self) -> dict[str, int]:
         """Evaluations by kind."""
@@ -92,8 +110,15 @@ class RunReport:
     def log_line(self) -> str:
         """The run in one line."""
         steps = ", ".join(f"{count} {kind}" for kind, count in self.counts().items()) or "no evaluations"
-        parts = [f"{steps}", f"{self.rows_computed_share:.0%} of rows computed", self.masks, f"cache {self.cache_bytes / 2**20:.1f} MiB"]
+        parts = [f"{steps}", f"{self.rows_computed_share:.0%} of rows computed", self.masks, self.cache_line()]
         return "SAFE-DiT: " + " | ".join(part for part in parts if part) + f" | {self.seconds:.2f} s"
+
+    def cache_line(self) -> str:
+        """What was remembered between refreshes at most, and what had been predicted."""
+        parts = ["" if self.cache_predicted is None else f"{self.cache_predicted / 2**20:.1f} predicted"]
+        parts += ["8 bit" if self.storage.eight_bit else "", "in system memory" if self.storage.place else ""]
+        told = ", ".join(part for part in parts if part)
+        return f"cache {self.cache_bytes / 2**20:.1f} MiB" + (f" ({told})" if told else "")
 
     def text(self) -> str:
         """The run in words, a line each, for the Report node."""
@@ -129,6 +154,7 @@ class RunReport:
             ],
             "rows_computed_share": self.rows_computed_share,
             "cache_bytes": self.cache_bytes,
+            "cache_predicted": self.cache_predicted,
             "seconds": self.seconds,
             "masks": self.masks,
             "mask_counts": self.mask_counts(),
@@ -160,6 +186,11 @@ def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[
         "cache": report.cache_bytes,
         "masks": report.mask_counts(),
     }
+
+
+def note_message(sentence: str, level: NoteLevel) -> dict[str, Any]:
+    """Message of one sentence, without the ids the host adds."""
+    return {"v": MESSAGE_VERSION, "level": level.value, "sentence": sentence}
 
 
 def pack_bits(mask: Tensor) -> str:

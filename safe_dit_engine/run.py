@@ -16,14 +16,17 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .backbones import Backbone, find_backbone
-from .cache import BranchCache
+from .cache import BranchCache, KeyValues
 from .execution import HEAD, CallPlan, ModelCall
+from .focus import Focus, find_focus
 from .forecast import Forecaster, weight_of
 from .guidance import GuidanceConfig, scale_map, to_pixels
 from .masks import MaskLedger, MaskMode
-from .partition import Partition, PartitionConfig, Signal, painted_tokens, select_rows
+from .memory import Memory, MemoryPlan
+from .painting import distorted, kept_tokens
+from .partition import Partition, PartitionConfig, Signal, forced_tokens, select_rows
 from .policies import SpreadPolicy
-from .report import RunReport, StepRecord
+from .report import NoteLevel, RunReport, StepRecord
 from .schedule import ScheduleConfig, StepKind, plan_steps, step_of_sigma
 from .sensitivity import Evidence, guidance_strength
 
@@ -60,29 +63,40 @@ class Obstacle:
 
 
 class Run:
-    """State of one sampling run over a latent `[images, C, H, W]`.
+    """State of one sampling run over a latent `[images, C, H, W]`, or a video's `[images, C, frames, H, W]`.
 
     `sigmas`: noise levels, falling, the last one the end of the run. `window`: half-open range of steps that may be selective.
     """
 
     def __init__(
-        self, config: SafeConfig, module: nn.Module, sigmas: Sequence[float], latent_shape: tuple[int, ...], window: tuple[int, int]
+        self,
+        config: SafeConfig,
+        module: nn.Module,
+        sigmas: Sequence[float],
+        latent_shape: tuple[int, ...],
+        window: tuple[int, int],
+        memory: Memory | None = None,
     ) -> None:
         self.config = config
         self.sigmas = tuple(sigmas)
         self.ledger = MaskLedger(config.masks, bracketed=True)
         self.cache = BranchCache()
+        self.key_values = KeyValues(self.cache)
         self.report = RunReport(total_steps=len(self.sigmas) - 1)
         self.report.ledger = self.ledger if config.masks is not MaskMode.OFF else None
         self._partitioning = config.partition or PartitionConfig()
         self._evidence = Evidence()
-        self._images, (self._height, self._width) = latent_shape[0], latent_shape[-2:]
+        self._images, self._spatial = latent_shape[0], latent_shape[2:]
+        self._frames = latent_shape[2] if len(latent_shape) == 5 else 1
         self._started = time.perf_counter()
-        self._backbone = self._fit(module, latent_shape)
         schedule = config.schedule or ScheduleConfig(refresh_interval=1)
         warmup = self._partitioning.warmup_steps
         self.plan = plan_steps(self.report.total_steps, warmup, schedule, window)
+        # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
+        self._selects = StepKind.SELECTIVE in self.plan
+        self._backbone = self._fit(module, latent_shape)
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
+        self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
         self._forecaster = Forecaster(schedule.forecast, schedule.settle)
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
@@ -91,27 +105,65 @@ class Run:
         self._dense_rows = 0
         self._sigma = self.sigmas[0]
         self._begin_step(0)
+        self._judge_painting()
 
     def _fit(self, module: nn.Module, latent_shape: tuple[int, ...]) -> Backbone | None:
         wanted = self.config.schedule is not None or self.config.partition is not None or self.config.guidance is not None
         if not wanted:
             return None
-        if len(latent_shape) != 4:
-            self.note(f"The latent has {len(latent_shape)} dimensions where [images, channels, height, width] is expected; it runs dense.")
+        if len(latent_shape) not in (4, 5):
+            expected = "[images, channels, height, width], or for videos [images, channels, frames, height, width], is expected"
+            self._runs_without(f"The latent has {len(latent_shape)} dimensions where {expected}")
             return None
         fit = find_backbone(module)
         if fit.backbone is None:
-            self.note(fit.reason)
+            self._runs_without(fit.reason)
             return None
         self.report.backbone = fit.backbone.name
         self._module = module
-        self._grid = fit.backbone.grid(module, self._height, self._width)
+        rows, columns = fit.backbone.grid(module, *self._spatial[-2:])
+        self._grid = (self._frames * rows, columns)  # of a video, frame under frame
         return fit.backbone
 
-    def note(self, sentence: str) -> None:
+    def _runs_without(self, reason: str) -> None:
+        if self._selects or self.config.schedule is None:
+            self.note(f"{reason}; it runs dense.", NoteLevel.WARNING)
+        else:
+            self.note(f"{reason}; steps are held all the same, but there is no map of its tokens.")
+
+    def _judge_painting(self) -> None:
+        painting = self._partitioning.painting
+        if painting is None or self._backbone is None:
+            return
+        if not self._may_skip or not self._selects:
+            self.note(
+                "What was painted on the map has no effect: no step of this run computes a part of the tokens. Use the preset paper, or "
+                "custom with a keep ratio below 1.0 and fewer held steps."
+            )
+        elif tuple(painting.shape) != self._grid:
+            (height, width), (rows, columns) = painting.shape, self._grid
+            # A painting of the same proportions is only made finer or coarser: nothing to be warned of.
+            level = NoteLevel.WARNING if distorted(painting, self._grid) else NoteLevel.INFO
+            self.note(f"The map was painted on {width} x {height} tokens; it is resized to the {columns} x {rows} of this run.", level)
+
+    def note(self, sentence: str, level: NoteLevel = NoteLevel.INFO) -> None:
         """Put a sentence in the report and, the first time, in the log."""
-        if self.report.note(sentence):
+        if self.report.note(sentence, level):
             log.info("SAFE-DiT: %s", sentence)
+
+    def read_prompt(self, text: str | None) -> None:
+        """Find the focus words in the prompt's text; None: the host could not find it."""
+        request = self._partitioning.focus
+        if request is None or self._backbone is None:
+            return
+        if self._partitioning.signal is not Signal.ATTENTION:
+            self.note(f"Focus words count in the signal attention alone; with {self._partitioning.signal.value} they have no effect.")
+        found = Focus(missing=request.phrases) if text is None else find_focus(request, text)
+        if found.missing:
+            phrases = ", ".join(f"`{phrase}`" for phrase in found.missing)
+            rest = "the others are counted" if found.places else "all words are counted"
+            self.note(f"The prompt does not hold the focus words {phrases}; {rest}.", NoteLevel.WARNING)
+        self._evidence.focus = found if found.places else None
 
     # Evaluations
 
@@ -122,7 +174,7 @@ class Run:
         self._selected: Partition | None = None
         # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
         self._blocked, self._obstructed = self._obstructed, False
-        self._executed_dense = False
+        self._executed_dense = self._skipped = False
         self._seen: set[tuple[Hashable, int]] = set()
         self._in_batch: Counter[tuple[Hashable, int]] = Counter()
         self._looked_at: frozenset[int] = frozenset()
@@ -135,7 +187,7 @@ class Run:
         # What a sampler that evaluates a step more than once, or between steps, makes of a prediction is not known here.
         self._regular &= self.step not in self._evaluated and abs(self.sigmas[self.step] - sigma) <= 1e-4 * sigma
         self._evaluated.add(self.step)
-        if self._backbone is not None and self.kind is not StepKind.WARMUP:
+        if self._backbone is not None and (self.kind is not StepKind.WARMUP or self.step == self._map_from):
             self._make_map()
 
     def held(self) -> Tensor | None:
@@ -144,6 +196,7 @@ class Run:
         if self.kind is not StepKind.HELD or not ready:
             return None
         self._rows[1] = self._dense_rows
+        self._skipped = True
         return self._forecaster.skipped(self._sigma, self._weight)
 
     @property
@@ -163,27 +216,38 @@ class Run:
 
     def computed(self, prediction: Tensor, x: Tensor) -> Tensor:
         """What the sampler is to get for the guided prediction of an evaluation that ran at latent `x`, both `[images, C, H, W]`."""
-        if not self._may_skip or self._backbone is None:
+        if not self._may_skip or (self._backbone is None and self._selects):
             return prediction
         partition = self._selected
-        if self._policy is not None:
+        if self._policy is not None and self._backbone is not None:
             self._policy.observe((x - prediction) / self._sigma, None if partition is None else partition.sensitive, self._grid)
-        if partition is None:
+        if partition is None or self._backbone is None:
             return self._forecaster.refreshed(prediction, self._sigma, self._weight)
-        fresh = partition.pixels(self._backbone.patch(self._module), *prediction.shape[-2:]).to(prediction.device)
+        fresh = partition.pixels(self._backbone.edge(self._module), tuple(prediction.shape[2:])).to(prediction.device)
         return self._forecaster.selected(prediction, self._sigma, self._weight, fresh)
 
     def end_evaluation(self) -> StepRecord:
         """The evaluation ended; returns what it was."""
         kind = self.kind
-        if not kind.dense and (self._executed_dense or self._rows[1] == 0):
+        if not kind.dense and not self._skipped and (self._executed_dense or self._rows[1] == 0):
             kind = StepKind.ANCHOR
         self._dense_rows = max(self._dense_rows, self._rows[1])
         spent = 1000.0 * (time.perf_counter() - self._evaluation_started)
         record = StepRecord(self.step, kind, self._rows[0], self._rows[1], spent)
         self.report.evaluations.append(record)
-        self.report.cache_bytes = max(self.report.cache_bytes, self.cache.bytes)
+        self.report.cache_bytes = max(self.report.cache_bytes, self.cache.bytes + self.key_values.bytes)
+        if self._backbone is not None and self._memory.predicted is None and self._may_skip and self._selects:
+            self._plan_memory()
         return record
+
+    def _plan_memory(self) -> None:
+        storage = self._memory.decide(kept_tokens(self._grid[0] * self._grid[1], self._partitioning.keep_ratio, 0, 0), self._device)
+        if storage is None:
+            return
+        if storage != self.key_values.storage:  # what was remembered in another way cannot be read any more
+            self.cache.clear()
+        self.key_values.storage = storage
+        self.report.cache_predicted, self.report.storage = self._memory.predicted, storage
 
     # Model calls
 
@@ -192,19 +256,20 @@ class Run:
         self.ledger.begin_call()
         if self._backbone is None:
             return None
+        self._device = x.device
         keys = tuple(self._branch_key(branch, x) for branch in branches)
         auxiliary = any((branch.identity, branch.index) in self._seen for branch in branches)
         obstacle = obstacle or self._shape_obstacle(branches, x)
-        if obstacle is not None:
+        if obstacle is not None and self._selects:
             self._obstructed = True
-            if self.config.schedule is not None:
-                self.note(f"Dense, because {obstacle.reason}.")
+            self.note(f"Dense, because {obstacle.reason}.", NoteLevel.WARNING)
         if auxiliary or (obstacle is not None and not obstacle.readable):
             self._executed_dense = True
             return None
         plan = self._call_plan(branches, keys) if obstacle is None else CallPlan(evidence_of=self._to_look_at(branches))
         self._executed_dense |= plan.partition is None
-        return ModelCall(self._module, self._backbone, plan, keys, self._grid[0] * self._grid[1], self.cache, self._evidence)
+        tokens = self._grid[0] * self._grid[1]
+        return ModelCall(self._module, self._backbone, plan, keys, tokens, self.cache, self.key_values, self._evidence)
 
     def _branch_key(self, branch: BranchCall, x: Tensor) -> Hashable:
         pair = (branch.identity, branch.index)
@@ -212,23 +277,38 @@ class Run:
         return (id(self._module), *pair, self._in_batch[pair], tuple(x.shape[1:]), x.dtype, x.device)
 
     def _shape_obstacle(self, branches: Sequence[BranchCall], x: Tensor) -> Obstacle | None:
-        if tuple(x.shape[-2:]) != (self._height, self._width):
+        if tuple(x.shape[2:]) != self._spatial:
             return Obstacle("area conditioning crops the latent for some prompts")
         if x.shape[0] != len(branches) * self._images:
             return Obstacle(f"a model call holds {x.shape[0]} latents where {len(branches)} x {self._images} were expected")
         return None
+
+    @property
+    def lent_attention(self) -> str | None:
+        """Python module whose attention function the host must replace for the length of a call."""
+        return None if self._backbone is None else self._backbone.lent_attention
 
     def refusal(self, arguments: Mapping[str, object]) -> Obstacle | None:
         """Why a call with these model arguments must run dense; None if it need not."""
         refusals = self._backbone.refusals if self._backbone is not None else ()
         return next((Obstacle(reason) for name, reason in refusals if _given(arguments.get(name))), None)
 
+    def follows(self, control: Mapping[str, Sequence[Tensor | None]]) -> bool:
+        """Whether what a ControlNet adds, lists of `[B, tokens, C]` by place, can be cut down to the rows that are computed."""
+        if self._backbone is None:
+            return True
+        tokens = self._grid[0] * self._grid[1]
+        given = {place: [add for add in adds if add is not None] for place, adds in control.items()}
+        known = all(place in self._backbone.controls for place, adds in given.items() if adds)
+        return known and all(add.ndim == 3 and add.shape[1] == tokens for adds in given.values() for add in adds)
+
     def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
         partition = self.report.partition
         ready = self._may_skip and not self._blocked and self.kind is StepKind.SELECTIVE
         if ready and partition is not None and self.cache.has(HEAD, keys):
             return CallPlan(partition=partition)
-        return CallPlan(capture=self._must_capture, evidence_of=self._to_look_at(branches))
+        known = None if self._partitioning.signal.moves else partition
+        return CallPlan(capture=self._must_capture, known=known, evidence_of=self._to_look_at(branches))
 
     def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
         return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
@@ -248,29 +328,65 @@ class Run:
         wanted = (self._may_skip and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
         if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
             return False
-        return self.step >= self.plan.count(StepKind.WARMUP) - EVIDENCE_STEPS
+        last = self._map_from if self._map_from is not None else self.plan.count(StepKind.WARMUP)
+        return last - EVIDENCE_STEPS <= self.step < last
+
+    @property
+    def _map_from(self) -> int | None:
+        """Step of the warm-up at which the map is made already, so that the first cache holds context rows alone; None: after it."""
+        last = self.plan.count(StepKind.WARMUP) - 1
+        return last if last >= 1 and self._selects else None
 
     def end_call(self, call: ModelCall) -> None:
         """A call ran."""
         self._rows[0] += call.rows_active
         self._rows[1] += call.rows_total
-        if call.masked_per_query:
-            self._selective_allowed = False
-            self.cache.clear()
-            self.note("Dense, because the model masks attention per query.")
+        self._executed_dense |= call.plan.partition is None
+        if call.executed and call.plan.partition is None:
+            self._memory.add(call.sizes)
+        reason = self._unfit(call)
+        if reason is not None and self._selects:
+            self._give_up(reason)
         if call.executed and call.plan.partition is not None:
             self._selected = call.plan.partition
         if not call.executed and call.plan.capture:  # an outer cache answered instead of the model
             self.cache.drop(call.branches)
 
+    def _give_up(self, reason: str) -> None:
+        self._selective_allowed = False
+        self._forget()
+        self.note(f"Dense, because {reason}.", NoteLevel.WARNING)
+
+    def _forget(self) -> None:
+        self.cache.clear()
+        self.key_values.clear()
+
+    def out_of_memory(self, call: ModelCall) -> bool:
+        """A call failed for want of memory: frees what is remembered and runs dense from here on. False: there was nothing to free."""
+        if self.cache.bytes == 0 and not call.plan.capture:
+            return False
+        self._give_up("memory ran out; what was remembered between refreshes is freed")
+        self._executed_dense = True
+        return True
+
+    def _unfit(self, call: ModelCall) -> str | None:
+        """Why no call of this run can be selective, as far as this one shows."""
+        if call.misfit is not None:
+            return call.misfit
+        if call.masked_per_query:
+            return "the model masks attention per query"
+        if call.executed and call.plan.capture and not call.attended:
+            return "the model's attention could not be reached"
+        return None
+
     # Map and partition
 
     def _divide(self, sensitivity: Tensor) -> None:
         config = self._partitioning
-        forced = None
-        if config.painted is not None:
-            forced = painted_tokens(config.painted.to(sensitivity.device), sensitivity.shape[0], self._grid)
-        partition = select_rows(sensitivity, config.keep_ratio, forced)
+        forced, barred = forced_tokens(config, sensitivity.shape[0], self._grid, sensitivity.device, self._frames)
+        if barred is not None and barred.all():
+            self.note("All tokens are painted as context; the most sensitive one is computed all the same.")
+        partition = select_rows(sensitivity, config.keep_ratio, forced, barred)
         self.report.divide(sensitivity, partition)
         self._selective_allowed &= not partition.full
 
@@ -293,9 +409,9 @@ class Run:
         use_guidance = guidance and (config.signal is not Signal.ATTENTION or not attention)
         maps = []
         if use_attention:
-            maps.append(self._evidence.attention_map(self._grid, config.smoothing))
+            maps.append(self._evidence.attention_map(self._grid, config.smoothing, self._frames))
         if use_guidance:
-            maps.append(self._evidence.guidance_map(config.smoothing))
+            maps.append(self._evidence.guidance_map(config.smoothing, self._frames))
         return sum(maps[1:], maps[0]) / len(maps)
 
     def guidance_scales(self) -> Tensor | None:
@@ -303,7 +419,7 @@ class Run:
         if self.config.guidance is None or self.report.sensitivity is None or self._backbone is None:
             return None
         self.report.guided = True
-        tokens = to_pixels(self.report.sensitivity, self._backbone.patch(self._module), self._height, self._width)
+        tokens = to_pixels(self.report.sensitivity, self._backbone.edge(self._module), self._spatial)
         return scale_map(self.config.guidance, tokens)
 
     def close(self) -> RunReport:
@@ -312,7 +428,7 @@ class Run:
         self.report.seconds = time.perf_counter() - self._started
         if self.ledger.mode is not MaskMode.OFF:
             self.report.masks = self.ledger.sentence()
-        self.cache.clear()
+        self._forget()
         self._evidence = Evidence()
         return self.report
 

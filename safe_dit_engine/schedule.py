@@ -24,6 +24,15 @@ class StepKind(str, Enum):
         return self in (StepKind.WARMUP, StepKind.ANCHOR)
 
 
+class CacheMode(str, Enum):
+    """How keys and values are kept between anchors."""
+
+    AUTO = "auto"
+    EXACT = "model precision"
+    EIGHT_BIT = "8 bit"
+    SYSTEM = "system memory"
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
@@ -32,6 +41,7 @@ class ScheduleConfig:
     `widen`: the first third of the cycles, where the picture still changes fast, are about half as long.
     `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
     `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
+    `cache`: how keys and values are kept in between; auto goes by the memory that is free.
     """
 
     refresh_interval: int = 4
@@ -41,6 +51,7 @@ class ScheduleConfig:
     widen: bool = False
     held_steps: int = 0
     settle: bool = False
+    cache: CacheMode = CacheMode.AUTO
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:

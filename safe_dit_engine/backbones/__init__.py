@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from torch import nn
 
-from .base import Backbone, BlockGroup, RowArgument
+from .aura import AURA
+from .base import Backbone, BlockGroup, Extras, Layout, RowArgument, layers_of
+from .chroma import CHROMA
+from .cosmos import COSMOS
+from .ernie import ERNIE
+from .flux import FLUX
+from .hidream import HIDREAM
+from .hunyuan import HUNYUAN
+from .ideogram import IDEOGRAM
+from .kandinsky import KANDINSKY
+from .krea2 import KREA2
+from .left_dense import LEFT_DENSE
+from .lens import LENS
 from .nextdit import NEXTDIT
+from .omnigen import OMNIGEN2
+from .pixart import PIXART
+from .qwen import MAGE_FLOW, QWEN
+from .sd3 import SD3
+from .wan import WAN, WAN_CLIP
 
-__all__ = ["BACKBONES", "Backbone", "BlockGroup", "RowArgument", "Fit", "find_backbone"]
+__all__ = ["BACKBONES", "LEFT_DENSE", "Backbone", "BlockGroup", "Extras", "Fit", "Layout", "RowArgument", "find_backbone", "layers_of"]
 
-BACKBONES = (NEXTDIT,)
+BACKBONES = (
+    NEXTDIT, FLUX, CHROMA, SD3, QWEN, MAGE_FLOW, LENS, HUNYUAN, AURA, HIDREAM, WAN_CLIP, WAN, PIXART, ERNIE, KREA2, COSMOS, IDEOGRAM,
+    KANDINSKY, OMNIGEN2,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Outcome of looking for a backbone: the backbone, or None with the reason in one sentence."""
+    """Outcome of looking for a backbone: the backbone, or None with the reason, a sentence without its end."""
 
     backbone: Backbone | None
     reason: str = ""
@@ -28,30 +48,43 @@ def find_backbone(module: nn.Module) -> Fit:
     """The backbone that describes this diffusion module, checked against what the module really has."""
     name = type(module).__name__
     for backbone in BACKBONES:
-        if name in backbone.class_names:
+        if name in backbone.class_names and (backbone.mark is None or _has(module, backbone.mark)):
             missing = _first_misfit(backbone, module)
             if missing is None:
                 return Fit(backbone)
-            return Fit(None, f"The model `{name}` no longer fits the {backbone.name} backbone: {missing}; it runs dense.")
-    known = ", ".join(sorted(name for backbone in BACKBONES for name in backbone.class_names))
-    return Fit(None, f"The model class `{name}` is not supported yet (supported: {known}); it runs dense.")
+            return Fit(None, f"The model `{name}` no longer fits the {backbone.name} backbone: {missing}")
+    if name in LEFT_DENSE:
+        return Fit(None, f"Part of its tokens cannot be computed alone with the model `{name}`: {LEFT_DENSE[name]}")
+    known = ", ".join(sorted({backbone.name for backbone in BACKBONES}))
+    return Fit(None, f"The model class `{name}` is not supported yet (supported: {known})")
 
 
 def _first_misfit(backbone: Backbone, module: nn.Module) -> str | None:
-    attributes = (*backbone.required_attributes, *(group.path for group in backbone.groups))
-    missing = [name for name in attributes if not hasattr(module, name)]
-    if missing:
-        return f"it has no `{missing[0]}`"
-    if len(getattr(module, backbone.main.path)) == 0:
-        return f"its `{backbone.main.path}` is empty"
+    """What the description names and the module lacks."""
+    named = (backbone.head, backbone.patch, backbone.pad, *(group.path for group in backbone.groups))
+    paths = [path for path in named if isinstance(path, str)]
+    missing = next((path for path in paths if not _has(module, path)), None)
+    if missing is not None:
+        return f"it has no `{missing}`"
+    if all(group.constant or not layers_of(module, group.path) for group in backbone.groups):
+        return f"its `{backbone.groups[-1].path}` is empty"
     for group in backbone.groups:
-        for block in getattr(module, group.path):
-            names = _positional_names(block.forward)
-            for argument in group.row_arguments:
-                if len(names) <= argument.position or names[argument.position] != argument.name:
-                    return f"argument {argument.position} of a block in `{group.path}` is not `{argument.name}`"
+        for name, block in layers_of(module, group.path):
+            taken = argument_names(block)
+            absent = next((argument for argument in group.arguments if isinstance(argument, str) and argument not in taken), None)
+            if absent is not None:
+                return f"`{name}` takes no argument `{absent}`"
     return None
 
 
-def _positional_names(function: Callable[..., object]) -> list[str]:
-    return list(inspect.signature(function).parameters)
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        attrgetter(path)(module)
+    except AttributeError:
+        return False
+    return True
+
+
+def argument_names(block: nn.Module) -> list[str]:
+    """Names of a block's arguments, in order."""
+    return list(inspect.signature(block.forward).parameters)

@@ -3,72 +3,127 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
 
+class Layout(Enum):
+    """What stands in a sequence, in this order. Image rows may be followed by rows that are no token: padding, reference images."""
+
+    IMAGE = "image"
+    TEXT = "text"
+    TEXT_IMAGE = "text, image"
+    IMAGE_TEXT = "image, text"
+    CROSS = "image rows look at text rows"
+
+    @property
+    def has_image(self) -> bool:
+        """Whether keys of image rows stand in it."""
+        return self in (Layout.IMAGE, Layout.TEXT_IMAGE, Layout.IMAGE_TEXT)
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether attention over it tells what image rows think of the text."""
+        return self in (Layout.TEXT_IMAGE, Layout.IMAGE_TEXT, Layout.CROSS)
+
+
+class Extras(Enum):
+    """What becomes of image rows that are no token of the picture, in a selective step."""
+
+    ACTIVE = "always computed"
+    CONTEXT = "held like context"
+
+
 @dataclass(frozen=True)
 class RowArgument:
-    """A positional argument of a block with one entry per row along `dim`, to be gathered with the rows."""
+    """An argument of a block, by name or position, with one entry per row of a sequence of `layout` along `dim`: goes with the rows."""
 
-    position: int
-    name: str
+    name: str | int
     dim: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
 class BlockGroup:
     """A list of blocks run one after the other on one sequence.
 
-    `text_first`: text rows stand before the image rows; else the sequence holds image rows only. `head`: name of the module after the
-    last block that also runs on the active rows; without one, rows return to full length after the last block. `constant`: what comes out
-    depends on the conditioning alone, so selective calls take the anchor's.
+    `layout`: of the sequence `hidden`, an argument by name or position. `row_arguments`: what else has an entry per row. `attentions`:
+    what each attention call of a block attends over, in their order; None and calls beyond the list are left alone. `gathered`: the rows
+    come gathered from the group before. `restore`: return to full length after the last block (its output must be one tensor).
+    `constant`: what comes out depends on the conditioning alone, so selective calls take the anchor's. `kv_heads`: path, on a block, of
+    the number of key heads, where the family repeats them before attention. `unset`: arguments that must be None.
+    `single`: arguments with one entry for all rows along a dimension, and the reason to run dense where there are more.
     """
 
     path: str
-    text_first: bool
-    row_arguments: tuple[RowArgument, ...]
-    head: str | None = None
+    layout: Layout
+    hidden: str | int
+    row_arguments: tuple[RowArgument, ...] = ()
+    attentions: tuple[Layout | None, ...] = ()
+    gathered: bool = False
+    restore: bool = False
     constant: bool = False
+    kv_heads: str | None = None
+    unset: tuple[str, ...] = ()
+    single: tuple[tuple[str, int, str], ...] = ()
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether the prompt can be read from its attention."""
+        return any(layout.shows_text for layout in self.attentions if layout is not None)
+
+    @property
+    def arguments(self) -> tuple[str | int, ...]:
+        """Every argument of a block that is named here."""
+        return (self.hidden, *(argument.name for argument in self.row_arguments), *self.unset, *(name for name, _, _ in self.single))
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A model family.
 
-    `groups` in the order they run, the one with the head last. `patch_attribute` names the patch size, `pad_attribute` the multiple the
-    image rows are padded to (None on the module: no padding). `refusals` are call arguments that change the token layout: name ->
-    reason; a call that carries one (not empty) runs dense.
+    `class_names`: of the diffusion module; `mark`: path of what only this variant of the class has. `groups` in the order they run.
+    `head`: path of the module after the last block that also runs on the active rows, and `head_layout` of the sequence it gets.
+    `patch`: path of the token's edge in latent pixels, its last entry counts where there are several; or that edge itself. `pad`: path
+    of the multiple the image rows are padded to. `extras`: other image rows behind the tokens. `refusals`: call arguments that change
+    the token layout, with the reason; a call that carries one (not empty) runs dense. `controls`: names of the lists in a ControlNet's
+    output that are added to image rows. `lent_attention`: Python module whose `optimized_attention` is another for the length of a
+    call, where the family gives attention no options. `source`: file that was read.
     """
 
     name: str
     class_names: tuple[str, ...]
     groups: tuple[BlockGroup, ...]
-    patch_attribute: str
-    pad_attribute: str | None
+    head: str
+    head_layout: Layout
+    mark: str | None = None
+    patch: str | int = "patch_size"
+    pad: str | None = None
+    extras: Extras = Extras.ACTIVE
     refusals: tuple[tuple[str, str], ...] = ()
+    controls: tuple[str, ...] = ()
+    lent_attention: str | None = None
+    source: str = ""
 
-    @property
-    def main(self) -> BlockGroup:
-        """The group with the head."""
-        return self.groups[-1]
-
-    @property
-    def required_attributes(self) -> tuple[str, ...]:
-        """Attributes a module must have to fit."""
-        head = (self.main.head,) if self.main.head else ()
-        return (self.patch_attribute, *head)
-
-    def patch(self, module: nn.Module) -> int:
+    def edge(self, module: nn.Module) -> int:
         """Edge of a token in latent pixels."""
-        return int(getattr(module, self.patch_attribute))
+        found: Any = self.patch if isinstance(self.patch, int) else attrgetter(self.patch)(module)
+        return int(found if isinstance(found, int) else found[-1])
 
     def grid(self, module: nn.Module, height: int, width: int) -> tuple[int, int]:
-        """Token grid of a latent of `height` x `width` (padded up to whole patches)."""
-        patch = self.patch(module)
-        return -(-height // patch), -(-width // patch)
+        """Token grid of one frame of a latent of `height` x `width` (padded up to whole patches)."""
+        edge = self.edge(module)
+        return -(-height // edge), -(-width // edge)
 
     def padded(self, module: nn.Module, tokens: int) -> int:
         """Image rows of the sequence: `tokens` plus the model's own padding rows."""
-        multiple = getattr(module, self.pad_attribute, None) if self.pad_attribute else None
+        multiple = attrgetter(self.pad)(module) if self.pad else None
         return tokens if not multiple else -(-tokens // multiple) * multiple
+
+
+def layers_of(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+    """Blocks of a group with their names."""
+    return [(f"{path}.{index}", block) for index, block in enumerate(attrgetter(path)(module))]

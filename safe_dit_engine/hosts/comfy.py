@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,9 @@ from ..attention import AttentionOverride
 from ..execution import ModelCall
 from ..guidance import reweight
 from ..masks import MaskMode
+from ..memory import Memory
 from ..origins import tracked
+from ..partition import PartitionConfig
 from ..run import BranchCall, Obstacle, Run, SafeConfig
 from ..schedule import ScheduleConfig, window_of_sigmas
 from .comfy_live import LiveRun
@@ -71,15 +74,23 @@ def config_of(model: Any) -> SafeConfig:
     return config
 
 
-class SelectiveSampler:
-    """A sampler that carries a schedule; everything else is the sampler it wraps."""
+def token_ids(clip: Any, text: str) -> dict[str, list[int]]:
+    """Ids of a text's tokens by text encoder, in the order of the rows they become; embeddings in a prompt count as -1."""
+    batches = clip.tokenize(text)
+    ids = {name: [token[0] for chunk in chunks for token in chunk] for name, chunks in batches.items()}
+    return {name: [token if isinstance(token, int) else -1 for token in tokens] for name, tokens in ids.items()}
 
-    def __init__(self, sampler: Any, schedule: ScheduleConfig) -> None:
+
+class SelectiveSampler:
+    """A sampler that carries a schedule, and tokens painted on its map (painting.py); everything else is the sampler it wraps."""
+
+    def __init__(self, sampler: Any, schedule: ScheduleConfig, painting: Tensor | None = None) -> None:
         self.sampler = sampler
         self.schedule = schedule
+        self.painting = painting
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("sampler", "schedule"):  # not set yet: being copied or unpickled
+        if name in ("sampler", "schedule", "painting"):  # not set yet: being copied or unpickled
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
@@ -132,9 +143,23 @@ def _start_run(guider: Any, options: dict[str, Any], latent: Tensor, sampler: An
     config: SafeConfig = options["transformer_options"][CONFIG]
     if isinstance(sampler, SelectiveSampler):
         config = replace(config, schedule=sampler.schedule)
+        if sampler.painting is not None:
+            config = replace(config, partition=replace(config.partition or PartitionConfig(), painting=sampler.painting))
     base_model = guider.model_patcher.model
     levels = sigmas.tolist()
-    return Run(config, base_model.diffusion_model, levels, tuple(latent.shape), _window(config.schedule, base_model, levels))
+    window = _window(config.schedule, base_model, levels)
+    return Run(config, base_model.diffusion_model, levels, tuple(latent.shape), window, _memory_of(base_model))
+
+
+def _memory_of(base_model: Any) -> Memory:
+    """ComfyUI's own account of memory. Room is made by unloading other models, never the one that samples."""
+    import comfy.model_management as management
+
+    def make_room(size: int, device: torch.device) -> None:
+        in_use = [loaded for loaded in management.current_loaded_models if loaded.model is not None and loaded.model.model is base_model]
+        management.free_memory(size, device, keep_loaded=in_use)
+
+    return Memory(management.get_free_memory, make_room)
 
 
 def _window(schedule: ScheduleConfig | None, base_model: Any, levels: list[float]) -> tuple[int, int]:
@@ -215,16 +240,32 @@ def apply_model(
     call = run.begin_call(branches, x, _obstacle(run, control, options, kwargs))
     if call is None and run.ledger.mode is MaskMode.OFF:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    options = copy.copy(options)
-    options[OVERRIDE] = _override(run, call, options)
+    given, options = options, copy.copy(options)
+    options[OVERRIDE] = _override(run, call, given)
     # Such patches are handed the mask and may write to it, which nothing would tell us: ComfyUI samples in inference mode.
     run.ledger.bracketed = not (options.get("patches_replace", {}).get("dit") or options.get("patches", {}).get("attn1_patch"))
+    inputs = (x, t, c_concat, c_crossattn, control)
+    try:
+        return _call(executor, run, call, options, inputs, kwargs)
+    except torch.OutOfMemoryError:
+        if call is None or not run.out_of_memory(call):
+            raise
+    # Outside of the handler: an exception being handled holds the failed call's tensors.
+    return _call(executor, run, None, {**options, OVERRIDE: _override(run, None, given)}, inputs, kwargs)
+
+
+def _call(
+    executor: Executor, run: Run, call: ModelCall | None, options: dict[str, Any], inputs: tuple[Any, ...], arguments: dict[str, Any]
+) -> Any:
+    *tensors, control = inputs
     with ExitStack() as hooks:
         if run.ledger.mode is not MaskMode.OFF and not _compiled(options):
             hooks.enter_context(tracked(executor.class_obj.diffusion_model, run.ledger))  # type: ignore[attr-defined]
         if call is not None:
             hooks.enter_context(call.hooks())
-        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            hooks.enter_context(_lent_attention(run, call))
+            control = control and call.gathered_control(control)
+        denoised = executor(*tensors, control, options, **arguments)
     if call is not None:
         run.end_call(call)
     return denoised
@@ -237,6 +278,28 @@ def _override(run: Run, call: ModelCall | None, options: dict[str, Any]) -> Call
     # Decisions made here must not be traced into a compiled graph, which would freeze them.
     outside_graph: Callable[..., Tensor] = torch.compiler.disable(override.__call__)
     return outside_graph
+
+
+@contextmanager
+def _lent_attention(run: Run, call: ModelCall) -> Iterator[None]:
+    """Families that give attention no options find another function in their module, for the length of one call."""
+    name = run.lent_attention
+    if name is None:
+        yield
+        return
+    module = sys.modules[name]
+    original = module.optimized_attention
+    # No override of another node ever reached these models, and none is to reach them through us.
+    override = AttentionOverride(run.ledger, call, None)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return override(original, q, k, v, *args, **kwargs)
+
+    module.optimized_attention = attention  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.optimized_attention = original  # type: ignore[attr-defined]
 
 
 def _compiled(options: dict[str, Any]) -> bool:
@@ -259,7 +322,7 @@ def _obstacle(run: Run, control: Any, options: dict[str, Any], arguments: dict[s
     refusal = run.refusal(arguments)
     if refusal is not None:
         return refusal
-    if control is not None:
+    if control is not None and not run.follows(control):
         return Obstacle("a ControlNet adds to the image at full length", readable=True)
     if options.get("patches_replace", {}).get("dit"):
         return Obstacle("another node replaces blocks of the model", readable=True)

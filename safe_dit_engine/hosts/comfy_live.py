@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import RunReport, StepRecord, step_message
-from ..run import Run
+from ..report import RunReport, StepRecord, note_message, step_message
+from ..run import Run, SafeConfig
 from ..schedule import StepKind
 
 log = logging.getLogger("safe_dit")
 
 EVENT = "safe_dit.step"
+NOTE_EVENT = "safe_dit.note"
 KEPT_REPORTS = 32
 MASK_NODE = "SafeDitMaskElision"
 NODE_CLASSES = ("SafeDitAccelerate", "SafeDitPartitioner", "SafeDitSensitivityCFG", MASK_NODE)
@@ -66,12 +67,18 @@ class LiveRun:
         if sampler_id is not None:
             ids = {"workflow": workflow_id, "node": _addressee(prompt, sampler_id), "prompt_id": prompt_id}
             run.report.ids = {**ids, "sampler": sampler_id, "show": _shown_on(prompt, sampler_id)}
+        run.read_prompt(_prompt_with(prompt, sampler_id, run.config))
         self._sent_map: str | None = None
         self._sent_at = 0.0
         self._unsent: StepRecord | None = None
+        self._told: set[str] = set()
 
     def step(self, record: StepRecord, last: bool = False) -> None:
         """Tell the frontend of one evaluation. It hears of the last of a run, and of held ones, however fast they come."""
+        self._send_step(record, last)
+        self._send_notes()
+
+    def _send_step(self, record: StepRecord, last: bool) -> None:
         server = running_server()
         ids = self.run.report.ids
         self._unsent = record
@@ -83,6 +90,16 @@ class LiveRun:
         if new_map:
             self._sent_map = self.run.report.map_bytes
         server.send_sync(EVENT, step_message(self.run.report, record, new_map) | ids, server.client_id)
+
+    def _send_notes(self) -> None:
+        """Tell the frontend of new sentences. They are few, so it hears of them whatever it wants to hear of steps."""
+        server, report = running_server(), self.run.report
+        if server is None or not report.ids:
+            return
+        for sentence, level in report.noted.items():
+            if sentence not in self._told:
+                self._told.add(sentence)
+                server.send_sync(NOTE_EVENT, note_message(sentence, level) | report.ids, server.client_id)
 
     def _wanted(self, client_id: str | None, at_once: bool) -> bool:
         wanted = _wishes.get(client_id or "", LiveWish())
@@ -98,6 +115,7 @@ class LiveRun:
         if self._unsent is not None:
             self.step(self._unsent, last=True)
         report = self.run.close()
+        self._send_notes()
         log.info(report.log_line())
         server = running_server()
         for node_id in self._mask_nodes if server is not None else ():
@@ -167,6 +185,20 @@ def _running(prompt_id: str | None) -> tuple[dict[str, Any], str | None]:
             workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
             return prompt, workflow.get("id")
     return {}, None
+
+
+def _prompt_with(prompt: dict[str, Any], sampler_id: str | None, config: SafeConfig) -> str | None:
+    """The text before the sampler that holds the focus words, or one of them; the nearest on the side of the positive prompt first."""
+    request = config.partition.focus if config.partition is not None else None
+    if request is None or sampler_id is None:
+        return None
+    positive = prompt.get(sampler_id, {}).get("inputs", {}).get("positive")
+    before = list(upstream(prompt, sampler_id))
+    nearest = [str(positive[0]), *upstream(prompt, str(positive[0]))] if _is_link(positive) else []
+    # The node that holds the words themselves is not the prompt.
+    nodes = [prompt[found] for found in (*nearest, *before) if found in prompt and prompt[found].get("class_type") not in NODE_CLASSES]
+    texts = [value for node in nodes for value in node.get("inputs", {}).values() if isinstance(value, str)]
+    return next((text for phrase in request.phrases for text in texts if phrase.lower() in text.lower()), None)
 
 
 def _shown_on(prompt: dict[str, Any], sampler_id: str) -> list[str]:

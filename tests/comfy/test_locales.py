@@ -126,7 +126,7 @@ def test_english_is_what_the_schemas_say(schemas: dict[str, Any]) -> None:
 
 def test_english_is_what_the_widget_says() -> None:
     settings = widget_settings()
-    assert len(settings) == 3 and len(palettes()) == 3
+    assert len(settings) == 4 and len(palettes()) == 3
     assert content("en", "settings") == {setting["key"]: setting["texts"] for setting in settings}
     categories = [name for setting in settings for name in setting["categories"]]
     assert content("en", "main") == {"settingsCategories": {name: name for name in categories}}
@@ -175,7 +175,7 @@ def test_values_are_named_as_they_are(schemas: dict[str, Any], language: str) ->
     """A menu's values are not translated, so its tooltip says them as they are, in the same order."""
     inputs = [(name, given) for name, schema in schemas.items() for given in schema.inputs]
     menus = {(name, given.id): "|".join(given.options) for name, given in inputs if hasattr(given, "options")}
-    assert len(menus) == 3
+    assert len(menus) == 5
     for (node, key), values in menus.items():
         tooltips = [content(spoken, "nodeDefs")[node]["inputs"][key]["tooltip"] for spoken in ("en", language)]
         english, translated = (re.findall(rf"(?<![A-Za-z])(?:{values})(?=[:\uff1a])", tooltip) for tooltip in tooltips)

@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -219,6 +222,45 @@ def test_report_finds_the_run_of_a_cached_sampler(server: ComfyServer) -> None:
 def test_values_out_of_range_are_refused(server: ComfyServer, prompt: Nodes, name: str) -> None:
     with pytest.raises(ServerError, match=f"SafeDit.*{name}"):
         server.run(prompt)
+
+
+@pytest.mark.parametrize("painted", ["16x16", "2x2:5s", "abc"])
+def test_a_text_that_is_no_painting_is_refused(server: ComfyServer, painted: str) -> None:
+    for prompt, name in ((accelerated(painted_tokens=painted), "SafeDitAccelerate"), (four_nodes(), "SafeDitSelectiveSampler")):
+        if name == "SafeDitSelectiveSampler":
+            prompt["selective"]["inputs"]["painted_tokens"] = painted
+        with pytest.raises(ServerError, match=f"{name}.*`painted_tokens` is `{painted}`.*paint on the node's map"):
+            server.run(prompt)
+
+
+def test_everything_painted_as_context_computes_one_token(server: ComfyServer) -> None:
+    record = record_of(server.run(accelerated(painted_tokens="1x1:1c", seed=12)))
+    assert record["k"] == 1
+    assert record["notes"] == [
+        "The map was painted on 1 x 1 tokens; it is resized to the 16 x 16 of this run.",
+        "All tokens are painted as context; the most sensitive one is computed all the same.",
+    ]
+
+
+def test_notes_are_sent_once_with_their_level(server: ComfyServer) -> None:
+    """A painting of other proportions is a warning, one of the same only information."""
+    for painted, level in (("1x1:1s", "info"), ("2x1:1s", "warn")):
+        result = server.run(accelerated(painted_tokens=painted, seed=13))
+        notes = [data for kind, data in result.messages if kind == "safe_dit.note"]
+        assert [(note["level"], note["v"], note["node"], note["prompt_id"]) for note in notes] == [(level, 1, "safe", result.prompt_id)]
+        assert [note["sentence"] for note in notes] == record_of(result)["notes"]
+
+
+TOO_MANY = b'{"client_id": "a", "live": true, "per_second": 1' + b"0" * 400 + b"}"
+BAD_WISHES = [b"not json", b"", b"\xff\xfe{", b"[]", b"7", b'{"client_id": "a"}', TOO_MANY]
+
+
+@pytest.mark.parametrize("body", BAD_WISHES)
+def test_a_wish_that_is_none_is_refused_in_a_sentence(server: ComfyServer, body: bytes) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/safe_dit/live", body))
+    assert caught.value.code == 400
+    assert json.loads(caught.value.read())["error"].startswith("Got b") and server.alive()
 
 
 def test_unknown_words_do_not_matter(server: ComfyServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -115,8 +116,7 @@ def test_patched_then_plain(tiny: Any, dense: Tensor) -> None:
     assert tiny.leftovers() == []
 
 
-@pytest.mark.parametrize("failure", ["interrupt", "error", "out of memory"])
-@pytest.mark.parametrize("at_call", [1, 4, 6])
+@pytest.mark.parametrize(("failure", "at_call"), [*product(["interrupt", "error"], [1, 4, 6]), ("out of memory", 1)])
 def test_nothing_stays_behind_after_a_failure(tiny: Any, dense: Tensor, failure: str, at_call: int) -> None:
     management = importlib.import_module("comfy.model_management")
     raised = {
@@ -346,21 +346,19 @@ def test_model_patches_that_need_full_length(tiny: Any) -> None:
     assert tiny.report().notes == ["Dense, because a model patch (`double_block`) works on the image at full length."]
 
 
-def test_control_net(tiny: Any, dense: Tensor) -> None:
-    class Silent(importlib.import_module("comfy.controlnet").ControlBase):  # type: ignore[misc]
+@pytest.mark.parametrize("adds", [False, True], ids=["which adds nothing", "which adds"])
+def test_control_net(tiny: Any, adds: bool) -> None:
+    """NextDiT takes nothing from a ControlNet; the families that do are in test_joint_attention.py."""
+
+    class Given(importlib.import_module("comfy.controlnet").ControlBase):  # type: ignore[misc]
         def get_control(self, *_: Any) -> dict[str, list[Tensor]]:
-            return {"input": [], "middle": [], "output": []}
+            return {"input": [torch.ones(1, 64, 96)] if adds else [], "middle": [], "output": []}
 
-        def copy(self) -> Any:
-            return self
-
-        def get_models(self) -> list[Any]:
-            return []
-
-    prompts = {"positive": tiny.prompt(1, control=Silent()), "negative": tiny.prompt(2, control=Silent())}
-    tiny.sample(tiny.accelerated(), **prompts)
-    assert SELECTIVE not in tiny.report().counts()
-    assert tiny.report().notes == ["Dense, because a ControlNet adds to the image at full length."]
+    extras = {"control": Given(), "control_apply_to_uncond": True}
+    prompts = {"positive": tiny.prompt(1, **extras), "negative": tiny.prompt(2, **extras)}
+    picture = tiny.sample(tiny.accelerated(), **prompts)
+    assert tiny.report().notes == (["Dense, because a ControlNet adds to the image at full length."] if adds else [])
+    assert torch.equal(picture, tiny.sample(tiny.model, **prompts) if adds else tiny.sample(tiny.accelerated()))
 
 
 def test_area_conditioning(tiny: Any) -> None:

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from safe_dit_engine.guidance import GuidanceConfig, reweight, scale_map, to_pixels
 from safe_dit_engine.partition import PartitionConfig, painted_tokens, select_rows
-from safe_dit_engine.sensitivity import Evidence, content_share, guidance_strength, image_to_text, normalise, smooth
+from safe_dit_engine.sensitivity import (
+    Evidence,
+    content_share,
+    cross_to_text,
+    guidance_strength,
+    image_to_text,
+    normalise,
+    repeated_rows,
+    smooth,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -43,7 +52,7 @@ def test_painted_tokens_are_always_in() -> None:
 def test_partition_pixels_cover_whole_patches() -> None:
     sensitivity = torch.zeros(1, 2, 3)
     sensitivity[0, 1, 2] = 1.0
-    pixels = select_rows(sensitivity, 1 / 6).pixels(2, 3, 6)
+    pixels = select_rows(sensitivity, 1 / 6).pixels(2, (3, 6))
     assert pixels.shape == (1, 1, 3, 6)
     assert pixels[0, 0].nonzero().tolist() == [[2, 4], [2, 5]]
 
@@ -70,6 +79,39 @@ def test_sinks_do_not_count() -> None:
     share = content_share(mass)[0]
     assert share.argmax() == 2
     assert share.std() > 0
+
+
+def cross_attention(word: float, sink: float, padding: int) -> torch.Tensor:
+    """Map of an 8 x 8 picture from cross attention: its top left quarter looks at a word, all at a start token, the rest at padding."""
+    generator = torch.Generator().manual_seed(0)
+    common, local = torch.eye(16)[:2]
+    corner = torch.zeros(8, 8)
+    corner[:4, :4] = 1.0
+    q = 4.0 * common + corner.flatten()[:, None] * 4.0 * local + 0.1 * torch.randn(64, 16, generator=generator)
+    others = 0.3 * torch.randn(5, 16, generator=generator)
+    k = torch.cat((sink * common[None], word * local[None], others, (common - 2.0 * local).expand(padding, -1)))
+    evidence = Evidence()
+    evidence.add_attention(cross_to_text(q[None, None], k[None, None]), k[None, None])
+    return evidence.attention_map((8, 8), 0.0)[0]
+
+
+@pytest.mark.parametrize("padding", [0, 40, 400])
+@pytest.mark.parametrize("sink", [0.0, 4.0, 8.0])
+def test_sinks_and_padding_do_not_show_in_cross_attention(sink: float, padding: int) -> None:
+    """There every row's masses sum to one, so a row that looks less at a word looks more at the padding."""
+    found = cross_attention(4.0, sink, padding)
+    corner = torch.zeros(8, 8, dtype=torch.bool)
+    corner[:4, :4] = True
+    assert found[corner].min() > 1.5 * found[~corner].max()
+    assert torch.corrcoef(torch.stack((found.flatten(), corner.flatten().float())))[0, 1] > 0.8
+
+
+def test_padding_is_known_by_its_keys() -> None:
+    keys = torch.randn(2, 3, 9, 8)
+    keys[0, :, 5:] = keys[0, :, 5:6]
+    keys[1, :, :2] = keys[1, :, :1] * (1.0 + 1e-5)
+    assert repeated_rows(keys).tolist() == [[False] * 5 + [True] * 4, [True] * 2 + [False] * 7]
+    assert repeated_rows(keys[:, :, :1]).tolist() == [[False], [False]]
 
 
 def test_guidance_signal() -> None:
@@ -119,9 +161,47 @@ def test_uniform_scales_change_nothing() -> None:
 
 
 def test_pixels_of_a_token_map() -> None:
-    pixels = to_pixels(torch.rand(2, 3, 4), patch=2, height=5, width=8)
+    pixels = to_pixels(torch.rand(2, 3, 4), 2, (5, 8))
     assert pixels.shape == (2, 1, 5, 8)
     assert 0.0 <= pixels.min() and pixels.max() <= 1.0
+
+
+# Videos: rows over frames, a map of each frame
+
+
+def test_smoothing_stays_in_its_frame() -> None:
+    evidence = Evidence()
+    strength = torch.full((1, 3 * 4, 6), 0.1)
+    strength[0, 4:8] = 1.0  # all of the second frame
+    evidence.add_guidance(strength)
+    found = evidence.guidance_map(1.0, frames=3)[0].view(3, 4, 6)
+    assert found[1].eq(1.0).all() and found[[0, 2]].eq(0.0).all()
+
+
+def test_guidance_signal_of_a_video() -> None:
+    cond = torch.zeros(1, 4, 3, 8, 12)
+    cond[:, :, 2, :2, :2] = 1.0
+    strength = guidance_strength(cond, torch.zeros_like(cond), (3 * 4, 6))
+    assert strength.shape == (1, 12, 6)
+    assert strength[0].nonzero().tolist() == [[8, 0]]
+
+
+def test_painted_masks_repeat_over_frames() -> None:
+    painted = torch.zeros(1, 32, 48)
+    painted[:, :8, :16] = 1.0
+    forced = painted_tokens(painted, 2, (3 * 4, 6), frames=3).view(2, 3, 4, 6)
+    assert forced[:, :, 0, :2].all() and forced.sum() == 2 * 3 * 2
+
+
+def test_pixels_of_a_video_stay_in_their_frame() -> None:
+    sensitivity = torch.zeros(1, 3 * 2, 3)
+    sensitivity[0, 2, 1] = 1.0  # second frame, top row
+    pixels = select_rows(sensitivity, 1 / 18).pixels(2, (3, 4, 6))
+    assert pixels.shape == (1, 1, 3, 4, 6)
+    assert pixels[0, 0].nonzero().tolist() == [[1, 0, 2], [1, 0, 3], [1, 1, 2], [1, 1, 3]]
+    scales = to_pixels(sensitivity, 2, (3, 4, 6))
+    assert scales.shape == (1, 1, 3, 4, 6)
+    assert scales[0, 0, 1].sum() > 0.0 and scales[0, 0, [0, 2]].eq(0.0).all()
 
 
 @pytest.mark.parametrize("values", [{"keep_ratio": 0.0}, {"keep_ratio": 1.2}, {"warmup_steps": 0}, {"smoothing": -1.0}])

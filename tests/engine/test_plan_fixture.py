@@ -1,4 +1,4 @@
-"""The plan of a run and its cost, by one rule in two languages: this side writes the fixture's figures, tests/web/js reads them."""
+"""The plan of a run, its cost and paintings, by one rule in two languages: this side writes the figures, tests/web/js reads them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from safe_dit_engine.painting import format_painting, kept_tokens, parse_painting, resize_painting
 from safe_dit_engine.schedule import ScheduleConfig, StepCosts, plan_steps, predicted_share
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
@@ -32,10 +33,41 @@ def solved(case: dict[str, Any]) -> dict[str, Any]:
     return {**case, "window": list(case["window"]), "plan": "".join(kind.value[0] for kind in plan), "share": round(share, 9)}
 
 
+def kept_cases() -> list[list[Any]]:
+    """Tokens, keep ratio, painted sensitive and context, and how many of the tokens are computed."""
+    counts = [(1, 0, 0), (1, 0, 1), (256, 0, 0), (256, 100, 0), (256, 3, 200), (256, 0, 256), (36864, 9217, 0), (36864, 0, 36000)]
+    found = itertools.product(counts, (0.05, 0.1, 0.25, 0.3, 0.7, 1.0))
+    return [[n, keep, sensitive, context, kept_tokens(n, keep, sensitive, context)] for (n, sensitive, context), keep in found]
+
+
+def paintings() -> list[dict[str, Any]]:
+    """Texts with their tokens row by row, the shortest text for these, and both on other grids (width, height)."""
+    texts = ("3x2:1f2s1c", "1x1:1s", "4x4:16c", "2x3:1s1s1f2c1f", "16x16:34f3s13f3s", "5x7:3c10f1s1c")
+    grids = ((1, 1), (2, 3), (5, 4), (16, 16), (33, 7))
+    return [painted_case(text, grids) for text in texts]
+
+
+def painted_case(text: str, grids: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    tokens = parse_painting(text)
+    assert tokens is not None
+    resized = [[width, height, letters(resize_painting(tokens, (height, width)))] for width, height in grids]
+    return {"text": text, "tokens": letters(tokens), "shortest": format_painting(tokens), "resized": resized}
+
+
+def letters(tokens: Any) -> str:
+    """A digit a token."""
+    return "".join(str(value) for value in tokens.flatten().tolist())
+
+
+def content() -> dict[str, Any]:
+    """The whole fixture."""
+    plans = [solved(case) for case in cases()]
+    return {"costs": {"fixed": 0.058, "kept": 0.82}, "cases": plans, "kept": kept_cases(), "paintings": paintings()}
+
+
 def test_the_fixture_is_what_the_rule_says() -> None:
-    expected = {"costs": {"fixed": 0.058, "kept": 0.82}, "cases": [solved(case) for case in cases()]}
     found = json.loads(FIXTURE.read_text(encoding="utf-8"))
-    assert found == expected, f"the rule changed: write {FIXTURE.name} anew with `python -m tests.engine.test_plan_fixture`"
+    assert found == content(), f"the rule changed: write {FIXTURE.name} anew with `python -m tests.engine.test_plan_fixture`"
 
 
 @pytest.mark.parametrize("letter", "wash")
@@ -44,4 +76,4 @@ def test_the_fixture_holds_every_kind(letter: str) -> None:
 
 
 if __name__ == "__main__":
-    FIXTURE.write_text(json.dumps({"costs": {"fixed": 0.058, "kept": 0.82}, "cases": [solved(case) for case in cases()]}), encoding="utf-8")
+    FIXTURE.write_text(json.dumps(content()), encoding="utf-8")

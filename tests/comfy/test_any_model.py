@@ -1,0 +1,120 @@
+"""Whole steps ask nothing of the model: they are held whatever family it is, and whatever else works on it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from .families import FAMILIES
+from .test_backbones import TinyFamily
+
+WHOLE = {"warmup": 4, "anchor": 2, "held": 2}
+FLUX = next(family for family in FAMILIES if family.name == "Flux")
+
+
+def whole(tiny: Any, model: Any = None) -> Any:
+    """The model with half of the steps after warm-up held."""
+    return preset(tiny, "quality", model)
+
+
+def preset(tiny: Any, name: str, model: Any = None) -> Any:
+    unused = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "widen": False}
+    return tiny.comfy.execute("SafeDitAccelerate", model=model or tiny.model, preset=name, **unused)[0]
+
+
+def evaluations(tiny: Any, model: Any) -> tuple[int, Tensor]:
+    """How often the diffusion model ran, and the latent."""
+    runs: list[None] = []
+    hook = tiny.model.model.diffusion_model.register_forward_pre_hook(lambda *_: runs.append(None))
+    try:
+        latent = tiny.sample(model)
+    finally:
+        hook.remove()
+    return len(runs), latent
+
+
+def test_an_unknown_family(comfy: Any) -> None:
+    tiny = TinyFamily(comfy, FLUX)
+    module = tiny.model.model.diffusion_model
+    known = tiny.sample(whole(tiny))
+    module.__class__ = type("FluxOfTomorrow", (type(module),), {})
+    runs, found = evaluations(tiny, whole(tiny))
+    assert runs == 6 and tiny.report().counts() == WHOLE
+    assert torch.equal(found, known)
+    assert tiny.report().rows_computed_share == pytest.approx(0.75)
+    (note,) = tiny.report().notes
+    assert note.startswith("The model class `FluxOfTomorrow` is not supported yet") and "steps are held all the same" in note
+    _, found = evaluations(tiny, preset(tiny, "paper"))
+    assert torch.equal(found, tiny.sample(tiny.model)), "parts of steps are not"
+    assert tiny.report().notes[0].endswith("; it runs dense.")
+
+
+def patched(tiny: Any) -> tuple[Any, dict[str, Any]]:
+    model = tiny.model.clone()
+    model.set_model_patch(lambda arguments: {}, "double_block")
+    return model, {}
+
+
+def with_areas(tiny: Any) -> tuple[Any, dict[str, Any]]:
+    return tiny.model, {"positive": tiny.prompt(1) + tiny.prompt(5, area=(8, 8, 4, 4), strength=1.0)}
+
+
+def with_control(tiny: Any) -> tuple[Any, dict[str, Any]]:
+    class Adds(importlib.import_module("comfy.controlnet").ControlBase):  # type: ignore[misc]
+        def get_control(self, *_: Any) -> dict[str, list[Tensor]]:
+            return {"input": [torch.ones(1)], "middle": [], "output": []}
+
+        def copy(self) -> Any:
+            return self
+
+        def get_models(self) -> list[Any]:
+            return []
+
+    return tiny.model, {"positive": tiny.prompt(1, control=Adds()), "negative": tiny.prompt(2, control=Adds())}
+
+
+@pytest.mark.parametrize("obstacle", [patched, with_areas, with_control], ids=lambda obstacle: obstacle.__name__)
+def test_what_is_in_the_way_of_parts_is_not_in_the_way_of_whole_steps(tiny: Any, obstacle: Callable[[Any], Any]) -> None:
+    model, changes = obstacle(tiny)
+    plain, found = tiny.sample(model, **changes), tiny.sample(whole(tiny, model), **changes)
+    assert tiny.report().counts() == WHOLE and tiny.report().notes == []
+    assert 0 < (found - plain).abs().max() < 0.5 * plain.abs().max()
+    assert tiny.leftovers() == []
+
+
+# torch.compile
+
+NO_ATTENTION = "The model's attention could not be read; the map comes from the guidance signal alone."
+
+
+@pytest.fixture
+def compiled(tiny: Any) -> Any:
+    """The model through ComfyUI's own torch.compile, with a backend that generates no code."""
+    torch._dynamo.reset()
+    model = tiny.model.clone()
+    compile_ = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
+    filter_ = importlib.import_module("comfy_extras.nodes_torch_compile").skip_torch_compile_dict
+    compile_(model=model, backend="eager", options={"guard_filter_fn": filter_})
+    yield model
+    torch._dynamo.reset()
+
+
+def test_whole_steps_of_a_compiled_model(tiny: Any, compiled: Any) -> None:
+    plain, found = tiny.sample(whole(tiny)), tiny.sample(whole(tiny, compiled))
+    assert tiny.report().counts() == WHOLE and tiny.report().notes == [NO_ATTENTION]
+    assert torch.allclose(found, plain, atol=1e-4)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    tiny.sample(whole(tiny, compiled), seed=4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "nothing is compiled again"
+
+
+def test_parts_of_steps_of_a_compiled_model(tiny: Any, compiled: Any) -> None:
+    found = tiny.sample(preset(tiny, "paper", compiled))
+    assert torch.allclose(found, tiny.sample(tiny.model), atol=1e-4)
+    assert tiny.report().notes == ["Dense, because torch.compile froze the model's graph.", NO_ATTENTION]
