@@ -149,3 +149,12 @@ def errors_without_us(browser: Browser, server: ComfyServer) -> frozenset[str]:
     opened.page.wait_for_timeout(2000)
     context.close()
     return frozenset(opened.errors)
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
+def page(request: pytest.FixtureRequest, frontend: Frontend, errors_without_us: frozenset[str]) -> Iterator[Frontend]:
+    """A page in one of the two renderers; afterwards, nothing may have gone wrong in it."""
+    frontend.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param)
+    frontend.name = "nodes2" if request.param else "classic"
+    yield frontend
+    assert set(frontend.errors) - errors_without_us == set()

@@ -10,6 +10,7 @@ export const VERSION = 1;
 /** More tokens than any picture that fits a card: 16,384 px a side at 16 px a token. */
 const MOST_TOKENS = 1024 * 1024;
 const MOST_STEPS = 100_000;
+const LONGEST_SENTENCE = 1000;
 
 /**
  * @param {unknown} text
@@ -72,6 +73,16 @@ export function readStep(message) {
   const mask = bytes && bytes.length === (tokens + 7) >> 3 ? bitsOf(bytes, tokens) : null;
   const { step, rows, ms, k } = message;
   return { header, evaluation: { step, kind, rows, ms: Number(ms) || 0, k: isCount(k, MOST_TOKENS) ? k : null, mask } };
+}
+
+/**
+ * @param {any} message
+ * @returns {{ sentence: string, warning: boolean } | null} null for what is no sentence about a run; a warning says that something else was done than asked for
+ */
+export function readNote(message) {
+  const { v, level, sentence } = message ?? {};
+  if (v !== VERSION || !["info", "warn"].includes(level) || typeof sentence !== "string" || sentence.length > LONGEST_SENTENCE) return null;
+  return { sentence, warning: level === "warn" };
 }
 
 /**

@@ -136,6 +136,17 @@ export function partner(node, type) {
   return null;
 }
 
+/** Show a message that is not fatal; ComfyUI shows errors itself. @param {string} detail */
+export function warn(detail) {
+  app.extensionManager?.toast?.add?.({ severity: "warn", summary: "SAFE-DiT", detail, life: 10_000 });
+}
+
+/** Something was changed that undo is to take back: the frontend looks by itself only after clicks and keys of its own. */
+export function remember() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+}
+
 /** @param {string} id @param {any} [otherwise] */
 export function setting(id, otherwise) {
   return app.extensionManager?.setting?.get?.(id) ?? otherwise;

@@ -1,7 +1,8 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
-import { allNodes, api, app, effective, executionId, fetchJson, partner, setting, stepsAhead, wish, workflowId } from "./comfy.js";
+import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, setting, stepsAhead, warn, wish, workflowId } from "./comfy.js";
 import { PALETTES } from "./paint.js";
+import { countsOf, keptTokens } from "./painting.js";
 import { planSteps, predictedShare } from "./plan.js";
 import { Runs } from "./runs.js";
 import { speak } from "./text.js";
@@ -12,9 +13,11 @@ const SAMPLER = "SafeDitSelectiveSampler";
 const REPORT = "SafeDitReport";
 const PARTITIONER = "SafeDitPartitioner";
 const WIDGET = "safe_dit_map";
+const PAINTED = "painted_tokens";
 const LIVE = "SafeDit.LiveMap";
 const COLOURS = "SafeDit.Colours";
 const PER_SECOND = "SafeDit.EventsPerSecond";
+const TOASTS = "SafeDit.Toasts";
 const CUSTOM = "custom";
 const USUAL_STEPS = 20;
 const SMALLEST = 240;
@@ -29,8 +32,8 @@ let rule = null;
 
 // Prediction
 
-/** @param {any} node */
-function predict(node) {
+/** @param {any} node @param {import("./painting.js").Painting} painting */
+function predict(node, painting) {
   if (!rule || node.type === REPORT) return null;
   const values = node.type === ACCELERATE ? ofAccelerate(node) : ofSampler(node);
   if (!values) return null;
@@ -39,9 +42,17 @@ function predict(node) {
   // The window is given in parts of the run; how a model maps them to noise levels only the run knows, so this is even over the steps.
   const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
   const plan = planSteps(total, values.warmup_steps, values, window);
-  const dense = values.keep_ratio >= 1;
+  const keep = keptShare(values.keep_ratio, painting);
+  const dense = keep >= 1;
   const done = dense ? plan.map((kind) => (kind === "selective" || kind === "held" ? "anchor" : kind)) : plan;
-  return { plan: done, share: predictedShare(done, values.keep_ratio, rule.costs), steps };
+  return { plan: done, share: predictedShare(done, keep, rule.costs), steps };
+}
+
+/** Share of tokens that a selective step computes: what is painted may force more or fewer than asked for. @param {number} keepRatio @param {import("./painting.js").Painting} painting */
+function keptShare(keepRatio, painting) {
+  const { sensitive, context } = countsOf(painting);
+  const { length } = painting.tokens;
+  return keepRatio >= 1 || !(sensitive || context) ? keepRatio : keptTokens(length, keepRatio, sensitive, context) / length;
 }
 
 /** @param {any} node @param {string[]} names @returns {Record<string, any> | null} null while one of them is unknown */
@@ -77,7 +88,10 @@ function whole(values) {
 
 /** @param {any} node */
 function addWidget(node) {
-  const view = new View({ palette: () => setting(COLOURS, PALETTES[0]), predict: () => predict(node) });
+  const painted = node.widgets?.find((/** @type {any} */ other) => other.name === PAINTED);
+  const view = new View({
+    palette: () => setting(COLOURS, PALETTES[0]), predict: (painting) => predict(node, painting), store: painted ? storeIn(node, painted) : null,
+  });
   // Last of all widgets, and kept out of file and prompt: values are saved by their place.
   const widget = node.addDOMWidget(WIDGET, WIDGET, view.element, {
     serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => SMALLEST, getValue: () => "", setValue: () => {},
@@ -90,6 +104,19 @@ function addWidget(node) {
   chain(node, "onConfigure", () => update(node));
   forwardWheel(view.element);
   if (node.graph) begin(node, view);
+}
+
+/** What is painted is kept in a hidden widget of the node: so it is saved, copied, undone and sent as any other value. @param {any} node @param {any} widget */
+function storeIn(node, widget) {
+  return {
+    read: () => String(widget.value ?? ""),
+    write: (/** @type {string} */ text) => {
+      widget.value = text;
+      widget.callback?.(text);
+      node.graph?.setDirtyCanvas?.(true, true);
+      remember();
+    },
+  };
 }
 
 /** @param {any} owner @param {string} name @param {() => void} more */
@@ -159,6 +186,14 @@ function onStep(message) {
   for (const [id, node] of allNodes()) if (views.has(node) && runs.of(workflowId(), id) === run) update(node);
 }
 
+/** Once a run and cause: the server says it once, and what comes twice all the same is known. @param {any} message */
+function onNote(message) {
+  const note = runs.note(message);
+  if (!note || message.workflow !== workflowId()) return;
+  refreshAll();
+  if (note.warning && setting(TOASTS, true)) warn(note.sentence);
+}
+
 /** @param {string} id execution id of the node that ran @param {any} output */
 function onExecuted(id, output) {
   const record = output?.safe_dit?.[0];
@@ -207,6 +242,7 @@ const SETTINGS = [
     id: COLOURS, category: ["SAFE-DiT", "Map", "colours"], name: "Colours of the map", type: "combo", defaultValue: PALETTES[0],
     options: [...PALETTES], onChange: refreshAll,
   },
+  { id: TOASTS, category: ["SAFE-DiT", "Messages", "on"], name: "Pop up a message when a run could not do what was asked", type: "boolean", defaultValue: true },
 ];
 
 function refreshAll() {
@@ -225,6 +261,7 @@ app.registerExtension({
   async setup() {
     speak(setting("Comfy.Locale", "en"));
     api.addEventListener("safe_dit.step", (/** @type {any} */ { detail }) => onStep(detail));
+    api.addEventListener("safe_dit.note", (/** @type {any} */ { detail }) => onNote(detail));
     api.addEventListener("executed", (/** @type {any} */ { detail }) => onExecuted(String(detail.node), detail.output));
     api.addEventListener("b_preview_with_metadata", (/** @type {any} */ { detail }) => onPreview(detail));
     api.addEventListener("reconnected", () => tell());

@@ -1,10 +1,11 @@
 // @ts-check
 /** The runs this page has heard of, live or afterwards, and which node shows which. */
-import { readRecord, readStep } from "./codec.js";
+import { readNote, readRecord, readStep } from "./codec.js";
 
 /** @typedef {import("./codec.js").Evaluation} Evaluation */
 
 const KEPT = 48;
+const KEPT_SENTENCES = 500;
 
 /** One sampling run. Evaluations may be missing: a lost connection, or fewer messages asked for. */
 export class Run {
@@ -55,6 +56,8 @@ export class Runs {
     this.byKey = new Map();
     /** @type {Map<string, string>} */
     this.shown = new Map();
+    /** Sentences of runs that were heard. @type {Set<string>} */
+    this.heard = new Set();
   }
 
   /**
@@ -65,10 +68,25 @@ export class Runs {
   step(message) {
     const read = readStep(message);
     if (!read || !message.prompt_id) return null;
-    const run = this.#open(`${message.prompt_id}|${message.sampler ?? message.node}`, read.header, message);
+    const run = this.#open(keyOf(message), read.header, message);
     run.take(read.header);
     run.evaluations.push(read.evaluation);
     return run;
+  }
+
+  /**
+   * A sentence about a run, which need not have sent a step yet.
+   * @param {any} message
+   * @returns {ReturnType<typeof readNote>} null if it is not believed, or was heard before
+   */
+  note(message) {
+    const read = readNote(message);
+    const heard = `${keyOf(message ?? {})}|${read?.sentence}`;
+    if (!read || this.heard.has(heard)) return null;
+    this.heard.add(heard);
+    for (const old of this.heard) if (this.heard.size > KEPT_SENTENCES) this.heard.delete(old);
+    this.byKey.get(keyOf(message))?.notes.push(read.sentence);
+    return read;
   }
 
   /**
@@ -119,4 +137,9 @@ export class Runs {
     for (const old of this.byKey.keys()) if (this.byKey.size > KEPT) this.byKey.delete(old);
     return run;
   }
+}
+
+/** @param {any} message */
+function keyOf(message) {
+  return `${message.prompt_id}|${message.sampler ?? message.node}`;
 }

@@ -1,5 +1,6 @@
 // @ts-check
 /** The widget on a node: map of active tokens, timeline, a line of text. Knows nothing of ComfyUI. */
+import { Brush } from "./brush.js";
 import { KIND_STYLE, lookup, pixels } from "./paint.js";
 import { measuredShare } from "./plan.js";
 import { t } from "./text.js";
@@ -14,10 +15,11 @@ const STYLE = `
 .safe-dit canvas { display: block; width: 100%; min-height: 0; }
 .safe-dit .map { flex: 1 1 0; }
 .safe-dit .timeline { flex: none; height: 36px; cursor: ew-resize; touch-action: none; }
-.safe-dit .modes { display: flex; gap: 4px; flex: none; }
-.safe-dit .modes[hidden] { display: none; }
-.safe-dit .modes button { font: inherit; color: inherit; background: transparent; border: 1px solid currentColor; border-radius: 4px; padding: 0 6px; cursor: pointer; }
-.safe-dit .modes button[aria-pressed="true"] { color: var(--comfy-input-bg, #222); background: var(--input-text, #ddd); }
+.safe-dit .map.painting { cursor: crosshair; touch-action: none; }
+.safe-dit .modes, .safe-dit .tools { display: flex; flex-wrap: wrap; gap: 4px; flex: none; }
+.safe-dit .modes[hidden], .safe-dit .tools[hidden], .safe-dit button[hidden] { display: none; }
+.safe-dit button { font: inherit; color: inherit; background: transparent; border: 1px solid currentColor; border-radius: 4px; padding: 0 6px; cursor: pointer; }
+.safe-dit button[aria-pressed="true"] { color: var(--comfy-input-bg, #222); background: var(--input-text, #ddd); }
 .safe-dit .line { flex: none; white-space: pre-line; overflow-wrap: anywhere; }
 `;
 
@@ -44,7 +46,10 @@ const MODES = ["map", "compare", "difference"];
 const RAISED = 4;
 
 export class View {
-  /** @param {{ palette: () => string, predict: () => Prediction }} source */
+  /**
+   * @param {{ palette: () => string, predict: (painting: import("./painting.js").Painting) => Prediction, store: import("./brush.js").Store | null }} source
+   *   `store`: where what is painted on the map is kept; null where it cannot be painted on
+   */
   constructor(source) {
     addStyle();
     this.source = source;
@@ -67,7 +72,10 @@ export class View {
     this.modes = make("div", "modes", { hidden: "" });
     this.buttons = MODES.map((mode) => this.#button(mode));
     this.modes.append(...this.buttons);
-    this.element.append(this.modes, this.map, this.timeline, this.line);
+    this.brush = new Brush(this.map, source.store, {
+      refresh: () => this.refresh(), begin: () => this.#switch(MODES[0]), grid: () => (this.run?.w ? this.run : null), box: (grid) => this.#box(grid),
+    });
+    this.element.append(this.modes, this.brush.element, this.map, this.timeline, this.line);
     this.tokens = document.createElement("canvas");
     this.resizes = new ResizeObserver(() => this.refresh());
     this.#listen();
@@ -131,6 +139,7 @@ export class View {
   /** @param {string} mode */
   #switch(mode) {
     this.mode = mode;
+    if (mode !== MODES[0]) this.brush.stop();
     for (const button of this.buttons) button.setAttribute("aria-pressed", String(button.className === `mode-${mode}`));
     this.refresh();
   }
@@ -179,6 +188,7 @@ export class View {
     };
     // Whatever is typed here is not for the graph: its Delete would delete the node.
     if (event.key !== "Tab") event.stopPropagation();
+    if (this.brush.key(event)) return event.preventDefault();
     if (slides) {
       event.preventDefault();
       this.split = Math.max(0, Math.min(1, this.split + (event.key === "ArrowLeft" ? -0.05 : 0.05)));
@@ -196,7 +206,7 @@ export class View {
   }
 
   #draw() {
-    const prediction = this.source.predict();
+    const prediction = this.source.predict(this.brush.painting());
     if (this.mode === "map") this.#drawMap();
     else this.#drawPictures();
     this.#drawTimeline(prediction);
@@ -213,16 +223,28 @@ export class View {
     return { context, width, height, scale };
   }
 
+  /** Where a grid of tokens lies on the map's canvas. @param {{ w: number, h: number }} grid */
+  #box({ w, h }) {
+    const { width, height } = this.map;
+    const fit = Math.min(width / w, height / h);
+    return { x: (width - w * fit) / 2, y: (height - h * fit) / 2, fit };
+  }
+
   #drawMap() {
-    const { context, width, height } = this.#sized(this.map);
+    const { context, scale } = this.#sized(this.map);
     const { run, index } = this;
-    if (!run || !run.w || index < 0) return;
+    if (run && run.w && index >= 0) this.#drawTokens(context, run, index);
+    this.brush.drawOn(context, scale);
+  }
+
+  /** @param {CanvasRenderingContext2D} context @param {Run} run @param {number} index */
+  #drawTokens(context, run, index) {
     const { kind } = run.evaluations[index];
     const image = new ImageData(pixels(run, kind, run.activeAt(index), lookup(this.source.palette()), this.preview ? 150 : 255), run.w, run.h);
     [this.tokens.width, this.tokens.height] = [run.w, run.h];
     this.tokens.getContext("2d")?.putImageData(image, 0, 0);
-    const fit = Math.min(width / run.w, height / run.h);
-    const box = /** @type {const} */ ([(width - run.w * fit) / 2, (height - run.h * fit) / 2, run.w * fit, run.h * fit]);
+    const { x, y, fit } = this.#box(run);
+    const box = /** @type {const} */ ([x, y, run.w * fit, run.h * fit]);
     if (this.preview) context.drawImage(this.preview, ...box);
     context.imageSmoothingEnabled = false;
     context.drawImage(this.tokens, ...box);
@@ -280,14 +302,21 @@ export class View {
 
   /** @param {Prediction} prediction */
   #write(prediction) {
-    const lines = [this.#stepLine(), this.#shareLine(prediction), ...(this.run?.notes ?? [])].filter(Boolean);
+    const painted = [...this.brush.words(), this.#idleLine(prediction)];
+    const lines = [this.#stepLine(), this.#shareLine(prediction), ...painted, ...(this.run?.notes ?? [])].filter(Boolean);
     this.line.textContent = lines.join("\n");
     this.element.setAttribute("aria-label", `${t("title")}: ${lines.join(". ")}`);
-    this.map.setAttribute("aria-label", t(this.mode === "map" ? "map" : `about_${this.mode}`));
+    this.map.setAttribute("aria-label", t(this.brush.on ? "aboutPainting" : this.mode === "map" ? "map" : `about_${this.mode}`));
     const count = this.run?.evaluations.length ?? 0;
     const values = { "aria-label": t("timeline"), "aria-valuemin": 0, "aria-valuemax": Math.max(count - 1, 0), "aria-valuenow": Math.max(this.index, 0) };
     for (const [key, value] of Object.entries(values)) this.timeline.setAttribute(key, String(value));
     this.timeline.setAttribute("aria-valuetext", this.#stepLine());
+  }
+
+  /** That a painting will do nothing; a run that is over has said so itself. @param {Prediction} prediction */
+  #idleLine(prediction) {
+    const idle = prediction && !prediction.plan.includes("selective") && !this.brush.empty && !this.run?.notes.length;
+    return idle ? t("paintingIdle") : "";
   }
 
   #stepLine() {

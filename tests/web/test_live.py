@@ -1,0 +1,132 @@
+"""What the page shows besides the map while something runs: messages, latent previews; and fingers on the timeline."""
+from __future__ import annotations
+
+from typing import Any
+
+from .conftest import Frontend, PageRun
+from .test_painting import place, roomy, send_touch, take
+from .test_widget import Widget, change, opened, sampled, shoot
+from .test_workflows import SMALL, fresh_seed
+
+AREA = "Dense, because area conditioning crops the latent for some prompts."
+# Between the positive prompt and the sampler: the prompt, and once more for a part of the picture.
+WITH_AREA = """() => {
+    const sampler = app.graph.nodes.find((node) => node.type === 'KSampler');
+    const slot = sampler.inputs.findIndex((input) => input.name === 'positive');
+    const prompt = app.graph.getNodeById(app.graph.links.get(sampler.inputs[slot].link).origin_id);
+    const [area, both] = ['ConditioningSetArea', 'ConditioningCombine'].map((type) => app.graph.add(LiteGraph.createNode(type)));
+    prompt.connect(0, area, 0);
+    prompt.connect(0, both, 0);
+    area.connect(0, both, 1);
+    both.connect(0, sampler, slot);
+}"""
+# What goes to the frontend goes on, and is kept; and what is seen of it, for a moment.
+LISTEN = """() => {
+    window.safeDitToasts = [];
+    const toast = app.extensionManager.toast, add = toast.add.bind(toast);
+    toast.add = (message) => { window.safeDitToasts.push(message); return add(message); };
+    window.safeDitShown = '';
+    const note = () => document.querySelectorAll('.p-toast-message').forEach((shown) => { window.safeDitShown += shown.innerText; });
+    new MutationObserver(note).observe(document.body, { subtree: true, childList: true });
+}"""
+
+
+def sampled_in_part(page: Frontend) -> PageRun:
+    """A small run with selective steps and with the prompt once more for a corner."""
+    page.set_widgets(**{**SMALL, "preset": "paper", "seed": fresh_seed()})
+    corner = "app.graph.nodes.find((node) => node.type === 'ConditioningSetArea').widgets"
+    page.page.evaluate(f"for (const widget of {corner}) if (['width', 'height'].includes(widget.name)) widget.value = 64")
+    run = page.queue()
+    assert run.ended == "execution_success", run.detail
+    return run
+
+
+def toasts(page: Frontend) -> list[str]:
+    """What the pack popped up so far."""
+    page.page.wait_for_timeout(300)
+    found: list[str] = page.page.evaluate("safeDitToasts.filter(({ summary }) => summary === 'SAFE-DiT').map(({ detail }) => detail)")
+    return found
+
+
+def set_toasts(page: Frontend, on: bool) -> None:
+    page.page.evaluate("(on) => app.extensionManager.setting.set('SafeDit.Toasts', on)", on)
+
+
+def test_one_toast_for_a_fallback_and_run(page: Frontend) -> None:
+    widget = opened(page)
+    page.page.evaluate("() => {" + f"({LISTEN})(); ({WITH_AREA})()" + "}")
+    set_toasts(page, True)
+    assert {message["kind"] for message in sampled_in_part(page).steps} == {"warmup", "anchor"}
+    assert toasts(page) == [AREA]
+    assert AREA in page.page.evaluate("safeDitShown")
+    widget.wait(lambda widget: AREA in widget.text())
+    assert widget.text().count(AREA) == 1
+    shoot(page, "toast")
+    sampled_in_part(page)
+    assert toasts(page) == [AREA, AREA]
+    set_toasts(page, False)
+    sampled_in_part(page)
+    assert toasts(page) == [AREA, AREA]
+    set_toasts(page, True)
+
+
+def test_what_only_informs_is_no_toast(page: Frontend) -> None:
+    widget = roomy(page)
+    page.page.evaluate(LISTEN)
+    take(widget, "paint")
+    page.page.mouse.click(*place(widget, 3, 3))
+    sampled(page)
+    widget.wait(lambda widget: "What was painted on the map has no effect" in widget.text())
+    assert toasts(page) == []
+
+
+# Latent previews
+
+
+def test_the_map_lies_over_the_latent_preview(page: Frontend) -> None:
+    """The same run with and without: only then the picture shows through the map."""
+    widget = opened(page)
+    seed = fresh_seed()
+    drawn: dict[str, list[list[int]]] = {}
+    for method in ("none", "latent2rgb", "none"):
+        page.page.evaluate("(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)", method)
+        page.server.free()
+        sampled(page, seed)
+        widget.wait(lambda widget: "step 8 of 8" in widget.text())
+        page.page.wait_for_timeout(500)
+        drawn.setdefault(method, []).append(picture_of(widget))
+        shoot(page, f"preview-{method}")
+    plain, again = drawn["none"]
+    (seen,) = drawn["latent2rgb"]
+    assert plain == again and len(seen) == len(plain)
+    changed = [abs(a - b) for a, b in zip(seen, plain, strict=True)]
+    assert sum(difference > 8 for difference in changed) > 0.2 * len(changed)
+
+
+def picture_of(widget: Widget) -> list[int]:
+    """Every 7th value of the map's canvas."""
+    widget.text()
+    data = "(map) => [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data].filter((_, i) => i % 7 === 0)"
+    found: list[int] = widget.part("map").evaluate(data)
+    return found
+
+
+# Fingers
+
+
+def test_scrubbing_with_a_finger(page: Frontend) -> None:
+    widget = opened(page)
+    change(page, 4, "preset", "balanced")
+    sampled(page)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    before = page.page.evaluate("JSON.stringify(app.canvas.ds.offset)")
+    box: dict[str, Any] = widget.part("timeline").bounding_box()
+    session = page.page.context.new_cdp_session(page.page)
+    kinds = page.page.evaluate_handle("window.safeDitPointers = []")
+    note = "(line) => line.addEventListener('pointerdown', (event) => safeDitPointers.push(event.pointerType))"
+    widget.part("timeline").evaluate(note)
+    for kind, step, expected in (("mousePressed", 1, 1), ("mouseMoved", 3, 3), ("mouseMoved", 5, 5), ("mouseReleased", 5, 5)):
+        send_touch(session, kind, box["x"] + box["width"] * (step - 0.5) / 8, box["y"] + box["height"] / 2)
+        assert f"step {expected} of 8" in widget.text(), kind
+    assert kinds.evaluate("() => safeDitPointers") == ["touch"]
+    assert page.page.evaluate("JSON.stringify(app.canvas.ds.offset)") == before
