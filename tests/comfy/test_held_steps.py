@@ -51,13 +51,6 @@ def test_samplers_that_evaluate_a_step_twice_are_not_settled(tiny: Any, sampler:
     assert torch.equal(on, off) and torch.isfinite(on).all()
 
 
-def test_a_patch_that_needs_full_length_keeps_every_step_dense(tiny: Any) -> None:
-    model = tiny.model.clone()
-    model.set_model_patch(lambda arguments: {}, "double_block")
-    assert torch.equal(tiny.sample(tiny.accelerated(interval=2, model=model, **HELD)), tiny.sample(model))
-    assert tiny.report().counts() == {"warmup": 2, "anchor": 6}
-
-
 def test_old_prompts_without_the_new_inputs_run_as_before(tiny: Any) -> None:
     inputs = {"preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.0, "widen": False}
     old = tiny.comfy.execute("SafeDitAccelerate", model=tiny.model, **inputs)[0]
