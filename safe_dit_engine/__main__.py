@@ -14,6 +14,7 @@ TOOLS = {
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
     "masktax": ".bench.masktax",
+    "memory": ".bench.memory",
     "prediction": ".bench.prediction",
     "reporting": ".bench.reporting",
     "serve": ".bench.serve",
