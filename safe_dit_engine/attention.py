@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .execution import ModelCall
-from .masks import MaskLedger, MaskMode, Verdict, attend_trimmed
+from .masks import Certificate, MaskLedger, MaskMode, Verdict, attend_trimmed
 
 Attention = Callable[..., Tensor]
 
@@ -127,6 +127,9 @@ def sdpa(
         relevant = tuple(x for x in (query, key, value, attn_mask) if x is not None)
         result: Tensor = handle_torch_function(sdpa, relevant, query, key, value, attn_mask, **options, ledger=ledger)
         return result
+    call = None if torch.compiler.is_compiling() else _calls.get()
+    if call is not None and call.block is not None:
+        return _in_call(call, query, key, value, attn_mask, options)
     if attn_mask is not None:
         if torch.compiler.is_compiling() and ledger is None and not torch.is_grad_enabled():
             return _opaque(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -139,6 +142,7 @@ def sdpa(
 # What `sdpa` has seen outside any `certified_masks`.
 LEDGER = MaskLedger()
 _active: ContextVar[MaskLedger | None] = ContextVar("safe_dit_masks", default=None)
+_calls: ContextVar[ModelCall | None] = ContextVar("safe_dit_call", default=None)
 
 
 def _ledger_of(given: MaskLedger | None) -> MaskLedger:
@@ -149,9 +153,30 @@ def _ledger_of(given: MaskLedger | None) -> MaskLedger:
 @torch.compiler.disable
 def _ruled(given: MaskLedger | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
     ledger = _ledger_of(given)
+    certificate = _certificate(ledger, q, k, mask, options)
+    return _rewritten(ledger, certificate, q, k, v, mask, options)
+
+
+def _certificate(ledger: MaskLedger, q: Tensor, k: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Certificate | None:
     plain = options["dropout_p"] == 0.0 and not options["is_causal"] and q.shape[0] == k.shape[0]
-    certificate = ledger.rule(mask, (*q.shape[:-1], k.shape[-2])) if plain else None
-    if certificate is None:
+    return ledger.rule(mask, (*q.shape[:-1], k.shape[-2])) if plain else None
+
+
+def _in_call(call: ModelCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """Attention inside a tracked block, with the run's keys and values."""
+    ledger = _ledger_of(None)
+    k, v, mask = call.spliced(k, v, mask, heads_first=True)
+    certificate = _certificate(ledger, q, k, mask, options)
+    left = mask if certificate is None else None
+    call.looked_at(q, k, v, left, heads=q.shape[1], heads_first=True, scale=options["scale"])
+    return _rewritten(ledger, certificate, q, k, v, mask, options)
+
+
+def _rewritten(
+    ledger: MaskLedger, certificate: Certificate | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """Attention with its mask as it was ruled."""
+    if certificate is None or mask is None:
         return _swapped.original(q, k, v, attn_mask=mask, **options)
     if q.ndim == 4:
         ledger.rewrote("SDPA", lambda: _kernels(q, k, v, mask, options["enable_gqa"]))
@@ -215,6 +240,19 @@ def certified_masks(model: nn.Module | None = None, mode: MaskMode = MaskMode.EL
         with _judged(ledger) if model is None else _judged_in(model, ledger):
             yield ledger
     finally:
+        _swapped.leave()
+
+
+@contextmanager
+def attending(ledger: MaskLedger, call: ModelCall | None) -> Iterator[None]:
+    """Put a run's `ledger` and model `call` behind torch's SDPA for the length of one call of a model; then torch is as it was."""
+    _swapped.enter()
+    token = _calls.set(call)
+    try:
+        with _judged(ledger):
+            yield
+    finally:
+        _calls.reset(token)
         _swapped.leave()
 
 

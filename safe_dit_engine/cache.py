@@ -72,8 +72,10 @@ def _room_for(value: Tensor, place: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Storage:
-    """How keys and values are kept: `eight_bit` as float8 with a scale a head, `place` on another device. Defaults: as they come."""
+    """How keys and values are kept: `whole` of all rows and not of context alone, `eight_bit` as float8 with a scale a head, `place` on
+    another device. Defaults: of context, as they come."""
 
+    whole: bool = False
     eight_bit: bool = False
     place: torch.device | None = None
 

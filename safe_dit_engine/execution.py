@@ -7,6 +7,7 @@ A dense call computes every row and only looks: it may remember (capture) what l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, BlockGroup, Extras, Layout, argument_names, layers_of
+from .backbones import Backbone, BlockGroup, Extras, Layout, RowArgument, argument_names, layers_of
 from .cache import BranchCache, Branches, KeyValues
 from .partition import Partition
 from .rows import gather_rows, repeat_rows, write_rows_
@@ -46,9 +47,11 @@ class CallPlan:
 
 @dataclass
 class CacheSizes:
-    """Bytes that a dense call's selective successors need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing."""
+    """Bytes that a dense call's selective successors need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing;
+    `whole`: for all rows, where nothing is spliced."""
 
     a_row: float = 0.0
+    whole: float = 0.0
     fixed: int = 0
     room: int = 0
     rows: int = 0
@@ -171,7 +174,7 @@ class ModelCall:
         for argument in group.row_arguments:
             value = arguments[argument.name]
             if value is not None:
-                arguments[argument.name] = self._gather_argument(value, argument.dim, argument.layout)
+                arguments[argument.name] = self._gather_argument(value, argument)
         return tuple(arguments.args), arguments.kwargs
 
     def _begin_group(self, group: BlockGroup, arguments: Arguments) -> None:
@@ -192,7 +195,7 @@ class ModelCall:
         taken = next((name for name in group.unset if arguments[name] is not None), None)
         if taken is not None:
             return f"the model was given `{taken}`, which changes rows by their place"
-        values = [(argument.name, arguments[argument.name]) for argument in group.row_arguments]
+        values = [(argument.name, _part(arguments[argument.name], argument.part)) for argument in group.row_arguments]
         other = next((name for name, value in values if value is not None and not isinstance(value, Tensor)), None)
         if other is not None:
             return f"the model's blocks are given something else than a tensor as `{other}`"
@@ -240,7 +243,14 @@ class ModelCall:
         before, *after = (_span(first, last, rows) for first, last in spans)
         return torch.cat((before, rows + start, *after), dim=-1)
 
-    def _gather_argument(self, value: Tensor, dim: int, layout: Layout) -> Tensor:
+    def _gather_argument(self, value: Any, argument: RowArgument) -> Any:
+        if argument.part is None:
+            return self._gather_tensor(value, argument.dim, argument.layout)
+        parts = list(value)
+        parts[argument.part] = self._gather_tensor(parts[argument.part], argument.dim, argument.layout)
+        return tuple(parts)
+
+    def _gather_tensor(self, value: Tensor, dim: int, layout: Layout) -> Tensor:
         # The same tensor goes to every block of a group: gather it once. Holding it keeps its id from being used again.
         known = self._gathered.get(id(value))
         if known is None:
@@ -257,6 +267,18 @@ class ModelCall:
         distinct = {id(add): add for adds in control.values() for add in adds if add is not None}
         cut = {key: gather_rows(add, rows, 1) for key, add in distinct.items()}
         return {name: [None if add is None else cut[id(add)] for add in adds] for name, adds in control.items()}
+
+    def with_length_base(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The model's arguments, its attention scaled by the rows of the whole picture where only some of them run."""
+        if self.plan.partition is None or self._backbone.length_base is None:
+            return arguments
+        name, entry = self._backbone.length_base
+        options = arguments.get(name) or {}
+        if options.get(entry) is None:
+            return arguments
+        # log(kept) to this base is log(tokens) to the given one.
+        base = options[entry] ** (math.log(self.plan.partition.kept) / math.log(self._tokens))
+        return {**arguments, name: {**options, entry: base}}
 
     # After blocks
 
@@ -320,7 +342,7 @@ class ModelCall:
         if self.plan.partition is not None:
             return
         if layout.has_image:
-            self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
+            self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and mask.stride(-2) != 0
             if k.shape[dim] < self._image_rows:
                 self.misfit = "the model attends to fewer keys than there are image rows"
             self._remember(name, k, v, layout, dim)
@@ -336,6 +358,7 @@ class ModelCall:
     def _remember(self, name: str, k: Tensor, v: Tensor, layout: Layout, dim: int) -> None:
         length, repeats = k.shape[dim], self._repeats(k)
         self.sizes.a_row += (k.nbytes + v.nbytes) / length / repeats
+        self.sizes.whole += (k.nbytes + v.nbytes) / repeats
         self.sizes.room, self.sizes.element = max(self.sizes.room, k.nbytes + v.nbytes), k.element_size()
         self.sizes.rows = self._image_rows if self._backbone.extras is Extras.CONTEXT else self._tokens
         if not self.plan.capture:
@@ -382,6 +405,10 @@ def _span(first: int, last: int, like: Tensor) -> Tensor:
     """Rows `first` to before `last`, repeated for every image where `like` `[B, K]` has rows for each."""
     rows = torch.arange(first, last, device=like.device)
     return rows.expand(like.shape[0], -1) if like.ndim == 2 else rows
+
+
+def _part(value: Any, part: int | None) -> Any:
+    return value if part is None or value is None else value[part]
 
 
 def _in_line(hidden: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from .schedule import CacheMode
 
 # Of the memory that is free after a dense call; the rest is left for what sampling itself still wants.
 SHARE = 0.5
+# Below this share of it, rows of the context are not worth being told apart: writing them for every layer takes time.
+PLENTY = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,12 @@ class MemoryPlan:
         if self.memory is not None:
             self.memory.make_room(self._bytes(kept, False), device)
         storage = self._storage(kept, device)
-        self.predicted = self._bytes(kept, storage.eight_bit)
+        self.predicted = self._whole if storage.whole else self._bytes(kept, storage.eight_bit)
         return storage
+
+    @property
+    def _whole(self) -> int:
+        return sum(round(sizes.whole) + sizes.fixed for sizes in self._seen)
 
     def _storage(self, kept: int, device: torch.device) -> Storage:
         accelerated = device.type != "cpu"
@@ -53,9 +59,12 @@ class MemoryPlan:
             return Storage(eight_bit=True)
         if self.mode is CacheMode.SYSTEM:
             return Storage(place=torch.device("cpu") if accelerated else None)
+        free = 0 if self.memory is None else self.memory.free(device)
         if self.mode is CacheMode.EXACT or self.memory is None:
-            return Storage()
-        room = SHARE * self.memory.free(device)
+            return Storage(whole=self._whole <= PLENTY * free)
+        room = SHARE * free
+        if self._whole <= PLENTY * free:
+            return Storage(whole=True)
         if self._bytes(kept, False) <= room:
             return Storage()
         if self._bytes(kept, True) <= room or not accelerated:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .backbones import Backbone, find_backbone
+from .backbones import BACKBONES, Backbone, find_backbone
 from .cache import BranchCache, KeyValues
 from .execution import HEAD, CallPlan, ModelCall
 from .focus import Focus, find_focus
@@ -66,6 +66,7 @@ class Run:
     """State of one sampling run over a latent `[images, C, H, W]`, or a video's `[images, C, frames, H, W]`.
 
     `sigmas`: noise levels, falling, the last one the end of the run. `window`: half-open range of steps that may be selective.
+    `backbones`: the host's table of model families.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Run:
         latent_shape: tuple[int, ...],
         window: tuple[int, int],
         memory: Memory | None = None,
+        backbones: tuple[Backbone, ...] = BACKBONES,
     ) -> None:
         self.config = config
         self.sigmas = tuple(sigmas)
@@ -94,7 +96,7 @@ class Run:
         self.plan = plan_steps(self.report.total_steps, warmup, schedule, window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
-        self._backbone = self._fit(module, latent_shape)
+        self._backbone = self._fit(module, latent_shape, backbones)
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
@@ -107,7 +109,7 @@ class Run:
         self._begin_step(0)
         self._judge_painting()
 
-    def _fit(self, module: nn.Module, latent_shape: tuple[int, ...]) -> Backbone | None:
+    def _fit(self, module: nn.Module, latent_shape: tuple[int, ...], backbones: tuple[Backbone, ...]) -> Backbone | None:
         wanted = self.config.schedule is not None or self.config.partition is not None or self.config.guidance is not None
         if not wanted:
             return None
@@ -115,7 +117,7 @@ class Run:
             expected = "[images, channels, height, width], or for videos [images, channels, frames, height, width], is expected"
             self._runs_without(f"The latent has {len(latent_shape)} dimensions where {expected}")
             return None
-        fit = find_backbone(module)
+        fit = find_backbone(module, backbones)
         if fit.backbone is None:
             self._runs_without(fit.reason)
             return None
@@ -307,7 +309,7 @@ class Run:
         ready = self._may_skip and not self._blocked and self.kind is StepKind.SELECTIVE
         if ready and partition is not None and self.cache.has(HEAD, keys):
             return CallPlan(partition=partition)
-        known = None if self._partitioning.signal.moves else partition
+        known = None if self._partitioning.signal.moves or self.key_values.storage.whole else partition
         return CallPlan(capture=self._must_capture, known=known, evidence_of=self._to_look_at(branches))
 
     def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
@@ -383,6 +385,8 @@ class Run:
 
     def _divide(self, sensitivity: Tensor) -> None:
         config = self._partitioning
+        if self._backbone is not None and self._backbone.shared_rows:
+            sensitivity = sensitivity.mean(0, keepdim=True)
         forced, barred = forced_tokens(config, sensitivity.shape[0], self._grid, sensitivity.device, self._frames)
         if barred is not None and barred.all():
             self.note("All tokens are painted as context; the most sensitive one is computed all the same.")

@@ -44,10 +44,10 @@ class Fit:
     reason: str = ""
 
 
-def find_backbone(module: nn.Module) -> Fit:
-    """The backbone that describes this diffusion module, checked against what the module really has."""
+def find_backbone(module: nn.Module, backbones: tuple[Backbone, ...] = BACKBONES) -> Fit:
+    """The backbone of a host's table that describes this diffusion module, checked against what the module really has."""
     name = type(module).__name__
-    for backbone in BACKBONES:
+    for backbone in backbones:
         if name in backbone.class_names and (backbone.mark is None or _has(module, backbone.mark)):
             missing = _first_misfit(backbone, module)
             if missing is None:
@@ -55,7 +55,7 @@ def find_backbone(module: nn.Module) -> Fit:
             return Fit(None, f"The model `{name}` no longer fits the {backbone.name} backbone: {missing}")
     if name in LEFT_DENSE:
         return Fit(None, f"Part of its tokens cannot be computed alone with the model `{name}`: {LEFT_DENSE[name]}")
-    known = ", ".join(sorted({backbone.name for backbone in BACKBONES}))
+    known = ", ".join(sorted({backbone.name for backbone in backbones}))
     return Fit(None, f"The model class `{name}` is not supported yet (supported: {known})")
 
 

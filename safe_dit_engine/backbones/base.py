@@ -39,11 +39,15 @@ class Extras(Enum):
 
 @dataclass(frozen=True)
 class RowArgument:
-    """An argument of a block, by name or position, with one entry per row of a sequence of `layout` along `dim`: goes with the rows."""
+    """An argument of a block, by name or position, with one entry per row of a sequence of `layout` along `dim`: goes with the rows.
+
+    `part`: the place of the tensor, where the argument is a tuple of several.
+    """
 
     name: str | int
     dim: int
     layout: Layout
+    part: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,15 @@ class BlockGroup:
 class Backbone:
     """A model family.
 
-    `class_names`: of the diffusion module; `mark`: path of what only this variant of the class has. `groups` in the order they run.
-    `head`: path of the module after the last block that also runs on the active rows, and `head_layout` of the sequence it gets.
-    `patch`: path of the token's edge in latent pixels, its last entry counts where there are several; or that edge itself. `pad`: path
-    of the multiple the image rows are padded to. `extras`: other image rows behind the tokens. `refusals`: call arguments that change
-    the token layout, with the reason; a call that carries one (not empty) runs dense. `controls`: names of the lists in a ControlNet's
-    output that are added to image rows. `lent_attention`: Python module whose `optimized_attention` is another for the length of a
-    call, where the family gives attention no options. `source`: file that was read.
+    `class_names`: of the diffusion module; `mark`: path of what only this variant of the class has. `groups` in the order they run. `head`:
+    path of the module after the last block that also runs on the active rows, and `head_layout` of the sequence it gets. `patch`: path of
+    the token's edge in latent pixels, its last entry counts where there are several; or that edge itself. `pad`: path of the multiple the
+    image rows are padded to, or that multiple. `extras`: other image rows behind the tokens. `refusals`: call arguments that change the
+    token layout, with the reason; a call that carries one (not empty) runs dense. `controls`: names of the lists in a ControlNet's output
+    that are added to image rows. `lent_attention`: Python module whose `optimized_attention` is another for the length of a call, where the
+    family gives attention no options. `shared_rows`: some row argument has no batch dimension, so that all images must have the same rows.
+    `length_base`: call argument and its entry, a base of the logarithm of the number of rows that scales attention. `source`: file that was
+    read.
     """
 
     name: str
@@ -101,11 +107,13 @@ class Backbone:
     head_layout: Layout
     mark: str | None = None
     patch: str | int = "patch_size"
-    pad: str | None = None
+    pad: str | int | None = None
     extras: Extras = Extras.ACTIVE
     refusals: tuple[tuple[str, str], ...] = ()
     controls: tuple[str, ...] = ()
     lent_attention: str | None = None
+    shared_rows: bool = False
+    length_base: tuple[str, str] | None = None
     source: str = ""
 
     def edge(self, module: nn.Module) -> int:
@@ -120,7 +128,7 @@ class Backbone:
 
     def padded(self, module: nn.Module, tokens: int) -> int:
         """Image rows of the sequence: `tokens` plus the model's own padding rows."""
-        multiple = attrgetter(self.pad)(module) if self.pad else None
+        multiple = attrgetter(self.pad)(module) if isinstance(self.pad, str) else self.pad
         return tokens if not multiple else -(-tokens // multiple) * multiple
 
 

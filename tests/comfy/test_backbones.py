@@ -156,6 +156,18 @@ def test_subset_pass_is_the_dense_pass(
     assert tiny.report().notes == []
 
 
+def test_subset_pass_where_memory_is_scarce(
+    tiny: TinyFamily, differences: Differences, record_property: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of keys and values the context's alone are kept, instead of all."""
+    monkeypatch.setattr(tiny.comfy.engine("memory"), "PLENTY", 0.0)
+    model, found = frozen(tiny.accelerated())
+    tiny.sample(model, (24, 17), 2)
+    record_property("largest difference", largest(found))
+    differences.note(tiny, "float32", largest(found))
+    assert largest(found) <= tiny.family.tolerance
+
+
 def test_subset_pass_in_bfloat16(comfy: Any, tiny: TinyFamily, differences: Differences, record_property: Record) -> None:
     coarse = TinyFamily(comfy, replace(tiny.family), torch.bfloat16)
     assert coarse.model.model.get_dtype() == torch.bfloat16

@@ -41,11 +41,15 @@ def with_cache(tiny: Any, mode: str, **changes: Any) -> Any:
 # Predicted and measured
 
 
-@pytest.mark.parametrize("mode", ["model precision", "8 bit"])
+@pytest.mark.parametrize(("mode", "plenty"), [("model precision", True), ("model precision", False), ("8 bit", False)])
 @pytest.mark.parametrize("keep", [0.1, 0.5])
 @pytest.mark.parametrize("family", ["tiny", "grouped", "padded", "flux"])
-def test_predicted_is_measured(request: pytest.FixtureRequest, family: str, keep: float, mode: str, record_property: Record) -> None:
+def test_predicted_is_measured(
+    request: pytest.FixtureRequest, family: str, keep: float, mode: str, plenty: bool, record_property: Record
+) -> None:
     tiny = request.getfixturevalue(family)
+    if not plenty:
+        request.getfixturevalue("monkeypatch").setattr(tiny.comfy.engine("memory"), "PLENTY", 0.0)
     tiny.sample(with_cache(tiny, mode, keep=keep), images=2)
     report = tiny.report()
     record_property("predicted over measured", report.cache_predicted / report.cache_bytes)
@@ -57,13 +61,18 @@ def test_prompts_that_run_one_by_one(flux: TinyFamily) -> None:
     assert flux.report().cache_predicted == pytest.approx(flux.report().cache_bytes, rel=0.05)
 
 
-def test_repeated_heads_are_kept_once(grouped: TinyNextDiT) -> None:
-    """Keys and values of 75 % of 64 tokens, two branches, one refiner and three layers, 2 of 4 heads of 24 numbers."""
+@pytest.mark.parametrize("plenty", [True, False])
+def test_repeated_heads_are_kept_once(grouped: TinyNextDiT, monkeypatch: pytest.MonkeyPatch, plenty: bool) -> None:
+    """Keys and values for two branches, 2 of 4 heads of 24 numbers: of 64 tokens in the refiner, of 104 rows in three layers; or, where
+    memory is scarce, of 48 tokens each."""
+    if not plenty:
+        monkeypatch.setattr(grouped.comfy.engine("memory"), "PLENTY", 0.0)
     seen: list[int] = []
     grouped.sample(watched(with_cache(grouped, "auto"), lambda run: seen.append(run.cache.bytes)))
-    keys_and_values = 2 * 4 * 2 * 2 * 48 * 24 * 4
+    rows = 64 + 3 * 104 if plenty else 4 * 48
     head, refiner = 2 * (64 + 40) * 64 * 4, 2 * 40 * 96 * 4
-    assert max(seen) == keys_and_values + head + refiner
+    assert max(seen) == 2 * rows * 2 * 2 * 24 * 4 + head + refiner
+    assert grouped.report().cache_predicted == pytest.approx(grouped.report().cache_bytes, rel=0.05)
 
 
 # Precision

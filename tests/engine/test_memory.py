@@ -89,15 +89,18 @@ def test_eight_bits_take_a_quarter_and_are_close(shape: tuple[int, ...]) -> None
 
 def plan_for(mode: CacheMode, free: int, asked: list[int]) -> MemoryPlan:
     plan = MemoryPlan(mode, Memory(lambda _device: free, lambda size, _device: asked.append(size)))
-    plan.add(CacheSizes(a_row=100.0, fixed=50, room=200, rows=10, element=2))
-    plan.add(CacheSizes(a_row=300.0, fixed=50, room=400, rows=10, element=2))
+    plan.add(CacheSizes(a_row=100.0, whole=1200.0, fixed=50, room=200, rows=10, element=2))
+    plan.add(CacheSizes(a_row=300.0, whole=3600.0, fixed=50, room=400, rows=10, element=2))
     return plan
 
 
-# 400 bytes a row, 6 rows kept: 2,400 exact, 1,200 in 8 bit; 500 besides.
+# 400 bytes a row, 6 rows kept: 2,400 exact, 1,200 in 8 bit; 500 besides. All rows: 4,800, and 100 besides.
 @pytest.mark.parametrize(
     ("mode", "device", "free", "storage", "predicted"),
     [
+        (CacheMode.AUTO, GPU, 49_000, Storage(whole=True), 4_900),
+        (CacheMode.EXACT, GPU, 49_000, Storage(whole=True), 4_900),
+        (CacheMode.AUTO, GPU, 48_999, Storage(), 2_900),
         (CacheMode.AUTO, GPU, 5_800, Storage(), 2_900),
         (CacheMode.AUTO, GPU, 5_799, Storage(eight_bit=True), 1_700),
         (CacheMode.AUTO, GPU, 3_399, Storage(place=CPU), 2_900),
