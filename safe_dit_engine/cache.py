@@ -80,6 +80,24 @@ class Storage:
     place: torch.device | None = None
 
 
+@dataclass
+class CacheSizes:
+    """Bytes that a dense call's selective successors need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing;
+    `whole`: for all rows, where nothing is spliced."""
+
+    a_row: float = 0.0
+    whole: float = 0.0
+    fixed: int = 0
+    room: int = 0
+    rows: int = 0
+    element: int = 0
+
+    def bytes(self, kept: int, eight_bit: bool = False) -> int:
+        """Bytes with `kept` tokens sensitive."""
+        share = 1.0 / self.element if eight_bit else 1.0
+        return round(self.a_row * (self.rows - kept) * share) + self.fixed + self.room
+
+
 class KeyValues:
     """Keys and values of every attention call, by name: those of context rows alone once it is known which these are.
 
@@ -110,7 +128,7 @@ class KeyValues:
         kept = _unpacked([self._cache.load(f"{name}.{part}", branches).to(fresh.device, non_blocking=True) for part in self._parts], fresh)
         kept = kept.repeat_interleave(repeats, 1) if repeats > 1 else kept
         length = self.length(name, branches)
-        if kept.shape[dim] == length:  # remembered before the partition was known
+        if kept.shape[dim] == length:  # all rows are remembered
             return write_rows_(kept, active, fresh, dim)
         return write_rows_(write_rows_(self._room(fresh, dim, length, name), context, kept, dim), active, fresh, dim)
 

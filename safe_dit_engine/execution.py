@@ -1,7 +1,7 @@
 """One call of the diffusion module: gather the active rows, attend to all keys and values, scatter the result.
 
 Three kinds of hooks on the model's own modules do it, installed for the length of the call and removed whatever happens:
-a pre-hook on blocks gathers rows and per-row arguments, `attend` splices keys and values, a hook after the head returns full length.
+a pre-hook on blocks gathers rows and per-row arguments, `spliced` completes keys and values, a hook after the head returns full length.
 A dense call computes every row and only looks: it may remember (capture) what later selective calls need, and collect evidence.
 """
 
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import Arguments
 from .backbones import Backbone, BlockGroup, Extras, Layout, RowArgument, argument_names, layers_of
-from .cache import BranchCache, Branches, KeyValues
+from .cache import BranchCache, Branches, CacheSizes, KeyValues
+from .division import Division
 from .partition import Partition
 from .rows import gather_rows, repeat_rows, write_rows_
 from .sensitivity import KEY_STRIDE, Evidence, cross_to_text, image_to_text
@@ -43,48 +45,6 @@ class CallPlan:
     capture: bool = False
     known: Partition | None = None
     evidence_of: tuple[int, ...] = ()
-
-
-@dataclass
-class CacheSizes:
-    """Bytes that a dense call's selective successors need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing;
-    `whole`: for all rows, where nothing is spliced."""
-
-    a_row: float = 0.0
-    whole: float = 0.0
-    fixed: int = 0
-    room: int = 0
-    rows: int = 0
-    element: int = 0
-
-    def bytes(self, kept: int, eight_bit: bool = False) -> int:
-        """Bytes with `kept` tokens sensitive."""
-        share = 1.0 / self.element if eight_bit else 1.0
-        return round(self.a_row * (self.rows - kept) * share) + self.fixed + self.room
-
-
-class Arguments:
-    """The arguments of one call of a block, by name or position, however they were passed."""
-
-    def __init__(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._names = names
-        self.args = list(args)
-        self.kwargs = dict(kwargs)
-
-    def _place(self, name: str | int) -> int | None:
-        place = name if isinstance(name, int) else None if name in self.kwargs else self._names.index(name)
-        return place if place is not None and place < len(self.args) else None
-
-    def __getitem__(self, name: str | int) -> Any:
-        place = self._place(name)
-        return self.args[place] if place is not None else self.kwargs.get(str(name))
-
-    def __setitem__(self, name: str | int, value: Any) -> None:
-        place = self._place(name)
-        if place is not None:
-            self.args[place] = value
-        else:
-            self.kwargs[str(name)] = value
 
 
 class ModelCall:
@@ -120,10 +80,8 @@ class ModelCall:
         self._group = backbone.groups[0]
         self._begun: set[str] = set()
         self._attention_in_block = 0
-        self._image_rows = 0  # of the sequence at full length: tokens, then rows that are none
+        self._division = Division(plan.partition or plan.known, len(branches), tokens, backbone.extras)
         self._length = 0
-        self._indices: dict[tuple[Layout, int], Tensor] = {}
-        self._others: dict[tuple[Layout, int], Tensor] = {}
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}
         self._watched = self._evidence_blocks() if plan.evidence_of else frozenset()
 
@@ -169,7 +127,7 @@ class ModelCall:
             return None
         if first and not group.gathered:
             hidden: Tensor = arguments[group.hidden]
-            rows = gather_rows(_in_line(hidden), self._rows(group.layout, self._length), 1)
+            rows = gather_rows(_in_line(hidden), self._division.active(group.layout, self._length), 1)
             arguments[group.hidden] = rows.view(rows.shape[0], *(1 for _ in hidden.shape[3:]), *rows.shape[1:])
         for argument in group.row_arguments:
             value = arguments[argument.name]
@@ -184,8 +142,8 @@ class ModelCall:
         if group.gathered:
             return
         self._length = _in_line(hidden).shape[1]
-        if group.layout.has_image and self._image_rows == 0:
-            self._image_rows = self._length if group.layout is Layout.IMAGE else self._backbone.padded(self._module, self._tokens)
+        if group.layout.has_image and self._division.image_rows == 0:
+            self._division.image_rows = self._length if group.layout is Layout.IMAGE else self._backbone.padded(self._module, self._tokens)
         misfit = self._first_misfit(group, arguments)
         if misfit is not None:
             self.misfit, self.plan, self._watched = misfit, CallPlan(), frozenset()
@@ -203,45 +161,12 @@ class ModelCall:
         if several is not None:
             return several
         expected = self._backbone.padded(self._module, self._tokens)
-        too_many = self._image_rows > expected and self._backbone.extras is not Extras.CONTEXT
-        if group.layout.has_image and (self._image_rows < expected or too_many or self._length < self._image_rows):
-            return f"the sequence holds {self._image_rows} image rows where {expected} were expected"
+        too_many = self._division.image_rows > expected and self._backbone.extras is not Extras.CONTEXT
+        if group.layout.has_image and (self._division.image_rows < expected or too_many or self._length < self._division.image_rows):
+            return f"the sequence holds {self._division.image_rows} image rows where {expected} were expected"
         return None
 
     # Rows
-
-    def _rows(self, layout: Layout, length: int) -> Tensor:
-        """Active rows of a sequence of `length` rows at full length, rising: `[K]`, or `[branches * images, K]` where images differ."""
-        key = (layout, length)
-        if key not in self._indices:
-            self._indices[key] = repeat_rows(self._active_rows(layout, length), len(self.branches))
-        return self._indices[key]
-
-    def _context(self, layout: Layout, length: int) -> Tensor:
-        """The other rows, in the same way."""
-        if (layout, length) not in self._others:
-            self._others[layout, length] = self._context_rows(layout, length)
-        return self._others[layout, length]
-
-    def _context_rows(self, layout: Layout, length: int) -> Tensor:
-        active = self._rows(layout, length)
-        others = torch.ones((*active.shape[:-1], length), dtype=torch.bool, device=active.device).scatter_(-1, active, False)
-        return others.nonzero()[:, -1].view(*active.shape[:-1], length - active.shape[-1])
-
-    def _active_rows(self, layout: Layout, length: int) -> Tensor:
-        partition = self.plan.partition or self.plan.known
-        assert partition is not None
-        rows = partition.rows
-        if layout is Layout.TEXT:  # one row keeps constant blocks going; what comes out of the last one is replaced
-            return torch.zeros(1, dtype=torch.int64, device=rows.device)
-        start = length - self._image_rows if layout is Layout.TEXT_IMAGE else 0
-        spans = [(0, start)]
-        if self._backbone.extras is Extras.ACTIVE:
-            spans.append((start + self._tokens, start + self._image_rows))
-        if layout is Layout.IMAGE_TEXT:
-            spans.append((self._image_rows, length))
-        before, *after = (_span(first, last, rows) for first, last in spans)
-        return torch.cat((before, rows + start, *after), dim=-1)
 
     def _gather_argument(self, value: Any, argument: RowArgument) -> Any:
         if argument.part is None:
@@ -254,7 +179,7 @@ class ModelCall:
         # The same tensor goes to every block of a group: gather it once. Holding it keeps its id from being used again.
         known = self._gathered.get(id(value))
         if known is None:
-            known = (value, gather_rows(value, self._rows(layout, value.shape[dim]), dim))
+            known = (value, gather_rows(value, self._division.active(layout, value.shape[dim]), dim))
             self._gathered[id(value)] = known
         return known[1]
 
@@ -290,7 +215,7 @@ class ModelCall:
             return None
         # The next group gathers again before anything reads the rows left at zero.
         full = output.new_zeros((output.shape[0], self._length, *output.shape[2:]))
-        return write_rows_(full, self._rows(group.layout, self._length), output, 1)
+        return write_rows_(full, self._division.active(group.layout, self._length), output, 1)
 
     def _constant(self, name: str, output: Tensor) -> Tensor | None:
         if self.plan.partition is not None:
@@ -305,7 +230,7 @@ class ModelCall:
         if self.plan.partition is not None:
             full = self._cache.load(HEAD, self.branches).clone()
             lines = full.view(full.shape[0], -1, full.shape[-1])
-            rows, fresh = self._rows(self._backbone.head_layout, lines.shape[1]), _in_line(output)
+            rows, fresh = self._division.active(self._backbone.head_layout, lines.shape[1]), _in_line(output)
             if fresh.shape[1] == lines.shape[1]:  # the rows returned to full length before the head
                 fresh = gather_rows(fresh, rows, 1)
             write_rows_(lines, rows, fresh, 1)
@@ -343,7 +268,7 @@ class ModelCall:
             return
         if layout.has_image:
             self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and mask.stride(-2) != 0
-            if k.shape[dim] < self._image_rows:
+            if k.shape[dim] < self._division.image_rows:
                 self.misfit = "the model attends to fewer keys than there are image rows"
             self._remember(name, k, v, layout, dim)
         if self.block in self._watched and layout.shows_text:
@@ -360,10 +285,10 @@ class ModelCall:
         self.sizes.a_row += (k.nbytes + v.nbytes) / length / repeats
         self.sizes.whole += (k.nbytes + v.nbytes) / repeats
         self.sizes.room, self.sizes.element = max(self.sizes.room, k.nbytes + v.nbytes), k.element_size()
-        self.sizes.rows = self._image_rows if self._backbone.extras is Extras.CONTEXT else self._tokens
+        self.sizes.rows = self._division.image_rows if self._backbone.extras is Extras.CONTEXT else self._tokens
         if not self.plan.capture:
             return
-        context = None if self.plan.known is None else self._context(layout, length)
+        context = None if self.plan.known is None else self._division.context(layout, length)
         for which, x in (("k", k), ("v", v)):
             self._key_values.store(f"{name}.{which}", self.branches, x, dim, context, repeats)
 
@@ -374,22 +299,22 @@ class ModelCall:
 
     def _splice(self, name: str, fresh: Tensor, layout: Layout, dim: int) -> Tensor:
         length = self._key_values.length(name, self.branches)
-        rows, context = self._rows(layout, length), self._context(layout, length)
+        rows, context = self._division.active(layout, length), self._division.context(layout, length)
         return self._key_values.splice(name, self.branches, fresh, dim, rows, context, self._repeats(fresh))
 
     def _full_mask(self, mask: Tensor, layout: Layout, fresh: int, length: int) -> Tensor:
         """The mask over all keys. Some models make it for the rows they see; no model hides image rows, which are all that is missing."""
         if mask.shape[-1] != fresh or fresh == length:
             return mask
-        rows = self._rows(layout, length)
+        rows = self._division.active(layout, length)
         mask = mask.expand(rows.shape[0], *mask.shape[1:]) if rows.ndim == 2 else mask
         full = mask.new_full((*mask.shape[:-1], length), mask.dtype == torch.bool)
         return write_rows_(full, rows, mask, mask.ndim - 1)
 
     def _collect(self, q: Tensor, k: Tensor, layout: Layout, heads: int, heads_first: bool, scale: float | None) -> None:
-        text = k.shape[2 if heads_first else 1] - self._image_rows
+        text = k.shape[2 if heads_first else 1] - self._division.image_rows
         start = text if layout is Layout.TEXT_IMAGE else 0
-        words = slice(0, text) if layout is Layout.TEXT_IMAGE else slice(self._image_rows, self._image_rows + text)
+        words = slice(0, text) if layout is Layout.TEXT_IMAGE else slice(self._division.image_rows, self._division.image_rows + text)
         for position in self.plan.evidence_of:
             queries, keys = (_with_heads(x.chunk(len(self.branches))[position], heads, heads_first) for x in (q, k))
             keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
@@ -399,12 +324,6 @@ class ModelCall:
                 mass = image_to_text(queries, keys, words, slice(start, start + self._tokens), scale, KEY_STRIDE)
                 keys = keys[:, :, words]
             self._evidence.add_attention(mass, keys)
-
-
-def _span(first: int, last: int, like: Tensor) -> Tensor:
-    """Rows `first` to before `last`, repeated for every image where `like` `[B, K]` has rows for each."""
-    rows = torch.arange(first, last, device=like.device)
-    return rows.expand(like.shape[0], -1) if like.ndim == 2 else rows
 
 
 def _part(value: Any, part: int | None) -> Any:

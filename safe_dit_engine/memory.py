@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .cache import Storage
-from .execution import CacheSizes
+from .cache import CacheSizes, Storage
 from .schedule import CacheMode
 
 # Of the memory that is free after a dense call; the rest is left for what sampling itself still wants.

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_dit_engine.cache import BranchCache, KeyValues, Storage
-from safe_dit_engine.execution import CacheSizes
+from safe_dit_engine.cache import BranchCache, CacheSizes, KeyValues, Storage
 from safe_dit_engine.memory import Memory, MemoryPlan
 from safe_dit_engine.schedule import CacheMode
 
