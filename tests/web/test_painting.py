@@ -245,6 +245,20 @@ def test_it_is_hidden_but_saved_and_sent(page: Frontend) -> None:
     assert "painted: 16 tokens sensitive, 16 context" in widget.text()
 
 
+def test_the_map_stays_in_place_under_the_pointer(page: Frontend) -> None:
+    """The first token painted adds lines of text below the map, which would make it smaller while it is drawn on."""
+    widget = roomy(page)
+    take(widget, "paint", "sensitive")
+    before = widget.part("map").bounding_box()
+    page.page.mouse.move(*place(widget, 0, 8))
+    page.page.mouse.down()
+    page.page.wait_for_timeout(300)
+    assert widget.part("map").bounding_box() == before
+    page.page.mouse.up()
+    page.page.wait_for_timeout(300)
+    assert "painted: 1 tokens sensitive" in widget.text()
+
+
 def test_undo_and_redo(page: Frontend) -> None:
     painted(page)
     tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"

@@ -302,6 +302,8 @@ export class View {
 
   /** @param {Prediction} prediction */
   #write(prediction) {
+    // Lines that come and go would move the map away under the pointer that draws on it.
+    if (this.brush.stroke) return;
     const painted = [...this.brush.words(), this.#idleLine(prediction)];
     const lines = [this.#stepLine(), this.#shareLine(prediction), ...painted, ...(this.run?.notes ?? [])].filter(Boolean);
     this.line.textContent = lines.join("\n");
