@@ -253,6 +253,12 @@ class Run:
 
     # Model calls
 
+    def use(self, module: nn.Module) -> None:
+        """The calls to come are of this model, another of the same family: a pipeline may hand over to a second one on the way."""
+        if self._backbone is not None and module is not self._module:
+            self._module = module
+            self._forget()
+
     def begin_call(self, branches: Sequence[BranchCall], x: Tensor, obstacle: Obstacle | None) -> ModelCall | None:
         """What a model call on `x` `[len(branches) * images, C, H, W]` should do; None: run it as if the pack were not there."""
         self.ledger.begin_call()
@@ -284,6 +290,11 @@ class Run:
         if x.shape[0] != len(branches) * self._images:
             return Obstacle(f"a model call holds {x.shape[0]} latents where {len(branches)} x {self._images} were expected")
         return None
+
+    @property
+    def selects(self) -> bool:
+        """Whether steps are still to come that compute a part of the tokens."""
+        return self._selects and self._selective_allowed and self._backbone is not None
 
     @property
     def lent_attention(self) -> str | None:

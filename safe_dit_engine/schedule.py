@@ -94,8 +94,8 @@ def _cycle(schedule: ScheduleConfig, length: int) -> list[StepKind]:
 class StepCosts:
     """What a step costs, in dense steps: a selective one `fixed` + `kept` x keep ratio, a line through docs/benchmarks/cost.json."""
 
-    fixed: float = 0.058
-    kept: float = 0.82
+    fixed: float = 0.059
+    kept: float = 0.90
 
     def selective(self, keep_ratio: float) -> float:
         """Cost of a selective step."""

@@ -41,6 +41,8 @@ CONFIG = "safe_dit_config"
 RUN = "safe_dit_run"
 OVERRIDE = "optimized_attention_override"
 
+UNCOMPILED = "Without torch.compile, which cannot leave out a part of the tokens; presets that leave out whole steps keep it."
+
 # Patches that want the image at full length after a block.
 FULL_LENGTH_PATCHES = frozenset(
     {"double_block", "single_block", "noise_refiner", "attn1_patch", "attn1_output_patch", "attn2_patch", "post_input"}
@@ -259,7 +261,10 @@ def _call(
 ) -> Any:
     *tensors, control = inputs
     with ExitStack() as hooks:
-        if run.ledger.mode is not MaskMode.OFF and not _compiled(options):
+        if call is not None and _compiled(options):
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))
+            run.note(UNCOMPILED)
+        if run.ledger.mode is not MaskMode.OFF and (call is not None or not _compiled(options)):
             hooks.enter_context(tracked(executor.class_obj.diffusion_model, run.ledger))  # type: ignore[attr-defined]
         if call is not None:
             hooks.enter_context(call.hooks())
@@ -273,7 +278,7 @@ def _call(
 
 def _override(run: Run, call: ModelCall | None, options: dict[str, Any]) -> Callable[..., Tensor]:
     override = AttentionOverride(run.ledger, call, options.get(OVERRIDE))
-    if not _compiled(options):
+    if call is not None or not _compiled(options):
         return override
     # Decisions made here must not be traced into a compiled graph, which would freeze them.
     outside_graph: Callable[..., Tensor] = torch.compiler.disable(override.__call__)
@@ -313,12 +318,20 @@ def _live(model_options: dict[str, Any]) -> LiveRun | None:
 
 def _obstacle(run: Run, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
     """Why this call must run at full length; None if it need not."""
+    found = _in_the_way(run, control, options, arguments)
+    if not _compiled(options):
+        return found
+    # Hooks cannot reach into a compiled graph: calls with hooks do without it, so there are none where nothing is left out.
+    if found is not None:
+        return replace(found, readable=False)
+    return None if run.selects else Obstacle("torch.compile froze the model's graph")
+
+
+def _in_the_way(run: Run, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
     if options.get("context_window") is not None:
         return Obstacle("context windows slide over the latent")
     if "multigpu_thread_device" in options:
         return Obstacle("the model is split over several GPUs")
-    if _compiled(options):
-        return Obstacle("torch.compile froze the model's graph")
     refusal = run.refusal(arguments)
     if refusal is not None:
         return refusal

@@ -278,7 +278,7 @@ def build_omnigen2(dtype: torch.dtype) -> Any:
 FAMILIES = (
     Family("Flux", build_flux, (16, 16, 24), 48, {"pooled_output": torch.ones(1, 32), "guidance": 3.5}),
     Family("Flux.2", build_flux_2, (128, 16, 20), 48, {"guidance": 3.5, "pooled_output": torch.ones(1, 32)}),
-    Family("Chroma", build_chroma, (16, 16, 24), 48),
+    Family("Chroma", build_chroma, (16, 16, 24), 48, {"pooled_output": torch.ones(1, 32)}),
     Family("SD3", build_sd3, (16, 16, 24), 48, {"pooled_output": torch.ones(1, 32)}),
     Family("SD3.5", build_sd35, (16, 16, 24), 48, {"pooled_output": torch.ones(1, 32)}),
     Family("Qwen-Image", build_qwen, (16, 1, 16, 24), 48),

@@ -89,6 +89,7 @@ def test_what_is_in_the_way_of_parts_is_not_in_the_way_of_whole_steps(tiny: Any,
 
 # torch.compile
 
+UNCOMPILED = "Without torch.compile, which cannot leave out a part of the tokens; presets that leave out whole steps keep it."
 NO_ATTENTION = "The model's attention could not be read; the map comes from the guidance signal alone."
 
 
@@ -96,6 +97,7 @@ NO_ATTENTION = "The model's attention could not be read; the map comes from the 
 def compiled(tiny: Any) -> Any:
     """The model through ComfyUI's own torch.compile, with a backend that generates no code."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = tiny.model.clone()
     compile_ = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
     filter_ = importlib.import_module("comfy_extras.nodes_torch_compile").skip_torch_compile_dict
@@ -115,6 +117,22 @@ def test_whole_steps_of_a_compiled_model(tiny: Any, compiled: Any) -> None:
 
 
 def test_parts_of_steps_of_a_compiled_model(tiny: Any, compiled: Any) -> None:
+    """They run as if the model were not compiled, and nothing is compiled for them."""
     found = tiny.sample(preset(tiny, "paper", compiled))
-    assert torch.allclose(found, tiny.sample(tiny.model), atol=1e-4)
-    assert tiny.report().notes == ["Dense, because torch.compile froze the model's graph.", NO_ATTENTION]
+    report = tiny.report()
+    assert torch.equal(found, tiny.sample(preset(tiny, "paper")))
+    assert report.counts() == tiny.report().counts() and report.counts()["selective"] > 0
+    assert report.notes == [UNCOMPILED] and report.rows_computed_share == tiny.report().rows_computed_share
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.parametrize("obstacle", [patched, with_control], ids=lambda obstacle: obstacle.__name__)
+def test_a_compiled_model_stays_compiled_where_parts_are_not_computed(
+    tiny: Any, compiled: Any, obstacle: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "model", compiled)
+    model, changes = obstacle(tiny)
+    found = tiny.sample(preset(tiny, "paper", model), **changes)
+    assert torch.equal(found, tiny.sample(model, **changes))
+    assert tiny.report().notes[0].startswith("Dense, because ") and UNCOMPILED not in tiny.report().notes
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -416,6 +417,43 @@ def test_override_chains_and_rules_on_masks(tiny: Any) -> None:
     assert torch.equal(kept, attention(q, k, v, 2, causal)) and not torch.equal(kept, plain)
     assert seen[:2] == [None, None] and seen[2] is causal
     assert (ledger.calls, ledger.masked, ledger.elided) == (3, 3, 2)
+
+
+@pytest.fixture
+def lora(tiny: Any) -> Iterator[str]:
+    """A file of small random weights for attention and feed-forward, in ComfyUI's folder of LoRAs."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {}
+    for name, value in tiny.model.model.diffusion_model.state_dict().items():
+        if name.endswith(("qkv.weight", "out.weight", "w2.weight")):
+            key, (rows, columns) = f"diffusion_model.{name.removesuffix('.weight')}", value.shape
+            weights[f"{key}.lora_A.weight"] = torch.randn(4, columns, generator=generator) * 0.1
+            weights[f"{key}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
+    folder = Path(importlib.import_module("folder_paths").get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "tiny.safetensors"
+    importlib.import_module("safetensors.torch").save_file(weights, file)
+    yield file.name
+    file.unlink()
+
+
+@pytest.mark.parametrize("first", ["lora", "pack"])
+def test_lora_before_and_after_the_node(tiny: Any, dense: Tensor, lora: str, first: str) -> None:
+    def with_lora(model: Any) -> Any:
+        return tiny.comfy.execute("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)[0]
+
+    def accelerated(interval: int) -> Any:
+        if first == "lora":
+            return tiny.accelerated(interval=interval, model=with_lora(tiny.model))
+        return with_lora(tiny.accelerated(interval=interval))
+
+    styled = tiny.sample(with_lora(tiny.model))
+    assert not torch.allclose(styled, dense, atol=1e-2)
+    assert torch.equal(tiny.sample(accelerated(1)), styled)
+    found = tiny.sample(accelerated(4))
+    assert tiny.report().counts()[SELECTIVE] == 5 and tiny.report().notes == []
+    assert relative(found, styled) < relative(found, dense)
+    assert torch.equal(tiny.sample(tiny.model), dense)
 
 
 def test_easycache_after_us(tiny: Any) -> None:
