@@ -35,6 +35,8 @@ log = logging.getLogger("safe_dit")
 # The last warm-up steps know the picture best; looking at more costs time and adds little.
 EVIDENCE_STEPS = 2
 
+UNCOMPILED = "Without torch.compile, which cannot leave out a part of the tokens; presets that leave out whole steps keep it."
+
 
 @dataclass(frozen=True, eq=False)
 class SafeConfig:

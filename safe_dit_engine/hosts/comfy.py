@@ -30,7 +30,7 @@ from ..masks import MaskMode
 from ..memory import Memory
 from ..origins import tracked
 from ..partition import PartitionConfig
-from ..run import BranchCall, Obstacle, Run, SafeConfig
+from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
 from ..schedule import ScheduleConfig, window_of_sigmas
 from .comfy_live import LiveRun
 
@@ -40,8 +40,6 @@ KEY = "safe_dit"
 CONFIG = "safe_dit_config"
 RUN = "safe_dit_run"
 OVERRIDE = "optimized_attention_override"
-
-UNCOMPILED = "Without torch.compile, which cannot leave out a part of the tokens; presets that leave out whole steps keep it."
 
 # Patches that want the image at full length after a block.
 FULL_LENGTH_PATCHES = frozenset(

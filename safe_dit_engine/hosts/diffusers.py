@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -29,22 +28,18 @@ from ..backbones.diffusers import DIFFUSERS
 from ..execution import ModelCall
 from ..masks import MaskLedger, MaskMode
 from ..memory import Memory
-from ..partition import Signal
 from ..presets import PRESETS
 from ..report import NoteLevel, RunReport
-from ..run import BranchCall, Obstacle, Run, SafeConfig
+from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
+from .diffusers_guidance import NEGATIVE, PROMPT, UNPAIRED, branch_pair, moved
+from .diffusers_latents import grid_of, latents_of, like
+from .diffusers_schedulers import Prediction, prediction_of
 
 log = logging.getLogger("safe_dit")
 
 MARK = "_safe_dit"
-PROMPT, NEGATIVE = 0, 1
 # Pipelines that put the prompt before the negative one, where both run in one batch; the others do the reverse.
 PROMPT_FIRST = frozenset({"LuminaNextDiT2DModel", "ZImageTransformer2DModel"})
-
-# What schedulers mean by noise level sigma: x = x0 + sigma * noise, the same over sqrt(1 + sigma^2), or (1 - sigma) * x0 + sigma * noise.
-EXPLODING = frozenset({"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"})
-PRESERVING = frozenset({"DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"})
-FLOW = frozenset({"FlowMatchEulerDiscreteScheduler"})
 
 
 def preset(name: str) -> SafeConfig:
@@ -57,17 +52,15 @@ def preset(name: str) -> SafeConfig:
 def apply(pipe: Any, config: SafeConfig | str) -> Accelerated:
     """Accelerate a `diffusers` pipeline with a configuration or a preset's name, until `remove()` of what is returned, or its `with`.
 
-    ValueError where the pipeline has no `transformer`, is accelerated already, or the configuration asks for what only ComfyUI can give.
+    ValueError where the pipeline has no `transformer` or is accelerated already, or focus words are asked for.
     """
     config = preset(config) if isinstance(config, str) else config
     if not isinstance(getattr(pipe, "transformer", None), nn.Module):
         raise ValueError(f"The pipeline `{type(pipe).__name__}` has no `transformer`; only diffusion transformers can be accelerated.")
     if hasattr(type(pipe), MARK):
         raise ValueError("The pipeline is accelerated already; call `remove()` on what `apply` returned before.")
-    if config.guidance is not None:
-        raise ValueError("`guidance` is set; sensitivity-weighted guidance needs the branches apart, which a pipeline combines itself.")
-    if config.partition is not None and config.partition.signal in (Signal.GUIDANCE, Signal.BOTH):
-        raise ValueError(f"`signal` is {config.partition.signal.value}; a pipeline combines the branches itself: give attention or spread.")
+    if config.partition is not None and config.partition.focus is not None:
+        raise ValueError("`focus` is set; where its words stand among a model's text rows is known in ComfyUI alone: leave it out.")
     return Accelerated(pipe, config)
 
 
@@ -140,38 +133,6 @@ def _subclass(original: Any, safe: Accelerated) -> type:
     return type(original.__name__, (original,), members)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """How the denoised latent follows from the latent and what a model predicts: x0 = `of_latent` * x + `of_output` * output."""
-
-    of_latent: float
-    of_output: float
-
-    def denoised(self, output: Tensor, x: Tensor) -> Tensor:
-        """Denoised latent, float32."""
-        return self.of_latent * x.float() + self.of_output * output.float()
-
-    def output(self, denoised: Tensor, x: Tensor) -> Tensor:
-        """What a model predicts where it finds this denoised latent."""
-        return (denoised - self.of_latent * x.float()) / self.of_output
-
-
-def prediction_of(scheduler: Any, sigma: float) -> Prediction | None:
-    """What a scheduler takes a model to predict at noise level `sigma`; None where that is not known."""
-    name = type(scheduler).__name__
-    kind = "flow_prediction" if name in FLOW else scheduler.config.get("prediction_type")
-    if kind == "flow_prediction" and (name in FLOW or name in PRESERVING):
-        return Prediction(1.0, -sigma)
-    if name not in EXPLODING and name not in PRESERVING:
-        return None
-    length = math.sqrt(1.0 + sigma**2)
-    if kind == "epsilon":
-        return Prediction(1.0 if name in EXPLODING else length, -sigma)
-    if kind == "v_prediction":
-        return Prediction(1.0 / (length**2 if name in EXPLODING else length), -sigma / length)
-    return Prediction(0.0, 1.0) if kind == "sample" else None
-
-
 class Invocation:
     """One call of a pipeline: its run, once the transformer is called for the first time."""
 
@@ -188,6 +149,7 @@ class Invocation:
         self._begin = 0
         self._calls = 0
         self._outputs: list[Any] = []
+        self._roles: list[list[int]] = []
         self._held: Tensor | None = None
         self._evaluating = False
         self._compiled = any(_is_compiled(part) for module in self._modules for part in module.modules())
@@ -261,9 +223,9 @@ class Invocation:
             self._ledger = None if self._config.masks is MaskMode.OFF else MaskLedger(self._config.masks, bracketed=True)
             self._give_up(f"Dense, because the scheduler `{type(scheduler).__name__}`, as it is set, is not known to the engine.")
             return False
-        self._begin, self._main = scheduler.begin_index or 0, module
-        self._grid = _grid_of(arguments)
-        x = self._picture(_latents(arguments))
+        self._begin = scheduler.begin_index or 0
+        self._grid = grid_of(arguments)
+        x = self._picture(latents_of(arguments))
         shape = (self.images or x.shape[0], *x.shape[1:])
         levels = levels[self._begin :]
         self._run = Run(self._config, module, levels, shape, self._window(len(levels) - 1), _memory_of(x.device), DIFFUSERS)
@@ -304,8 +266,10 @@ class Invocation:
     ) -> Any:
         run = self._run
         assert run is not None
-        x = self._picture(_latents(arguments))
+        x = self._picture(latents_of(arguments))
         branches = self._branches(module, x.shape[0], number)
+        self._roles[number:] = [[branch.index for branch in branches]]
+        run.use(module)
         call = run.begin_call(branches, x, self._obstacle(run, module, arguments))
         try:
             return self._run_call(run, call, original, args, kwargs)
@@ -323,12 +287,15 @@ class Invocation:
         return [BranchCall(number, index) for index in order]
 
     def _obstacle(self, run: Run, module: nn.Module, arguments: dict[str, Any]) -> Obstacle | None:
-        if self._compiled:
-            return Obstacle("torch.compile froze the model's graph")
+        found = self._in_the_way(run, module, arguments)
+        # Hooks cannot reach into a compiled graph: calls with hooks do without it, so there are none where nothing is left out.
+        if not self._compiled or (found is None and run.selects):
+            return found
+        return Obstacle("torch.compile froze the model's graph") if found is None else replace(found, readable=False)
+
+    def _in_the_way(self, run: Run, module: nn.Module, arguments: dict[str, Any]) -> Obstacle | None:
         if getattr(module, "is_cache_enabled", False):
             return Obstacle("a cache of diffusers' own works on the transformer's blocks")
-        if self._main is not module:
-            return Obstacle("a second transformer computes a part of the steps")
         partition = run.report.partition
         if partition is not None and partition.kept == 1:
             return Obstacle("a single token is to be computed, and attention may be scaled by their number")
@@ -340,10 +307,15 @@ class Invocation:
     def _run_call(
         self, run: Run, call: ModelCall | None, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        # Compiled code keeps the attention it was traced with; it is told of masks by `certified_masks`.
-        silent = self._compiled or (call is None and run.ledger.mode is MaskMode.OFF)
-        hooks: AbstractContextManager[None] = nullcontext() if call is None else call.hooks()
-        with nullcontext() if silent else attending(run.ledger, call), hooks:
+        with ExitStack() as around:
+            if call is not None and self._compiled:
+                around.enter_context(torch.compiler.set_stance("force_eager"))
+                run.note(UNCOMPILED)
+            # Compiled code keeps the attention it was traced with; it is told of masks by `certified_masks`.
+            if call is not None or not (self._compiled or run.ledger.mode is MaskMode.OFF):
+                around.enter_context(attending(run.ledger, call))
+            if call is not None:
+                around.enter_context(call.hooks())
             output = original(*args, **(kwargs if call is None else call.with_length_base(kwargs)))
         if call is not None:
             run.end_call(call)
@@ -369,9 +341,23 @@ class Invocation:
             return model_output
         prediction = prediction_of(self._scheduler, run.sigmas[self._index])
         assert prediction is not None
+        if self._held is None:
+            model_output = self._reweighted(run, model_output)
         found = self._settled(run, prediction, model_output, sample)
         run.end_evaluation()
         return model_output if found is None else prediction.output(found, sample).to(model_output.dtype)
+
+    def _reweighted(self, run: Run, guided: Tensor) -> Tensor:
+        """A guided prediction with the scales of the map; the run is shown what the branches gave."""
+        pair = branch_pair(self._outputs, self._roles, guided.shape)
+        if pair is None:
+            if self._config.guidance is not None:
+                run.note(UNPAIRED)
+            return guided
+        # Of what is denoised it is a multiple, and the map is relative.
+        run.end_batch(*(self._picture(output) for output in pair))
+        scales = run.guidance_scales()
+        return guided if scales is None else moved(guided, *pair, like(guided, scales))
 
     def _settled(self, run: Run, prediction: Prediction, model_output: Tensor, sample: Tensor) -> Tensor | None:
         """The denoised prediction that is to count; None: the one that was computed."""
@@ -381,7 +367,7 @@ class Invocation:
             given = run.computed(computed, self._picture(sample.float()))
             if given is computed:
                 return None
-        return given if sample.ndim != 3 else given.flatten(2).transpose(1, 2)
+        return like(sample, given)
 
 
 def _stand_before(owner: Any, name: str, wrapper: Callable[..., Any]) -> tuple[Any, str, Any, Any]:
@@ -408,28 +394,6 @@ def _give_back(owner: Any, name: str, standing: Any, before: Any) -> None:
 
 def _is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
-
-
-def _latents(arguments: dict[str, Any]) -> Tensor:
-    """The latents a transformer was given, whatever it calls them; a list of pictures is stacked, behind their references."""
-    x: Any = arguments.get("hidden_states", arguments.get("x"))
-    latents: Tensor = torch.stack([part[-1] if isinstance(part, list) else part for part in x]) if isinstance(x, list) else x
-    return latents
-
-
-def _grid_of(arguments: dict[str, Any]) -> tuple[int, int] | None:
-    """Rows and columns of the tokens of a packed picture, from what the transformer knows of their places; None: not packed."""
-    shapes: Any = arguments.get("img_shapes")
-    if shapes is not None:
-        while not isinstance(shapes[0], int):
-            shapes = shapes[0]
-        return shapes[1], shapes[2]
-    places: Tensor | None = arguments.get("img_ids")
-    if places is None:
-        return None
-    places = places[0] if places.ndim == 3 else places
-    own: Sequence[float] = (places[places[:, 0] == 0].amax(0) + 1).tolist()  # a reference picture's first number is another
-    return int(own[1]), int(own[2])
 
 
 def _memory_of(device: torch.device) -> Memory | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any
 
 import diffusers
@@ -18,178 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safe_dit_engine.backbones.diffusers import DIFFUSERS
+from safe_dit_engine.focus import FocusRequest
 from safe_dit_engine.guidance import GuidanceConfig
-from safe_dit_engine.hosts.diffusers import EXPLODING, FLOW, PRESERVING, Invocation, apply, prediction_of, preset
+from safe_dit_engine.hosts.diffusers import Invocation, apply, preset
+from safe_dit_engine.hosts.diffusers_schedulers import EXPLODING, FLOW, PRESERVING, prediction_of
 from safe_dit_engine.masks import MaskMode
-from safe_dit_engine.painting import CONTEXT
-from safe_dit_engine.partition import PartitionConfig, Signal
+from safe_dit_engine.partition import PartitionConfig
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.run import SafeConfig
 from safe_dit_engine.schedule import ScheduleConfig
 
-TEXT, WIDTH = 10, 24
-HEIGHT, SIDE = 128, 160  # 8 x 10 tokens
-STEPS = 9
-BLOCKS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+from .diffusers_pipelines import FAMILIES, STEPS, TEXT, WIDTH, Tiny, counted, euler, graph, noise, selective, tiny_of
+
 Record = Callable[[str, object], None]
-
-
-# Pipelines
-
-
-def weighted(model: nn.Module) -> Any:
-    """Random numbers for every weight: as they come, some gates are zero."""
-    generator = torch.Generator().manual_seed(1)
-    for weight in model.parameters():
-        nn.init.normal_(weight, std=0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5, generator=generator)
-    return model.eval()
-
-
-def noise(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def text(images: int = 1, pooled: bool = False, masked: bool = False) -> dict[str, Any]:
-    """Embeddings of as many prompts and negative prompts, and what pipelines want beside them."""
-    found: dict[str, Any] = {"prompt_embeds": noise(1, images, TEXT, WIDTH), "negative_prompt_embeds": noise(2, images, TEXT, WIDTH)}
-    if pooled:
-        found |= {"pooled_prompt_embeds": noise(3, images, 16), "negative_pooled_prompt_embeds": noise(4, images, 16)}
-    if masked:
-        mask = torch.ones(images, TEXT, dtype=torch.int64)
-        found |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
-    return found
-
-
-def euler(**options: Any) -> Any:
-    return diffusers.FlowMatchEulerDiscreteScheduler(**options)
-
-
-def flux_transformer(channels: int = 4, guided: bool = False) -> Any:
-    sizes = {**BLOCKS, "num_layers": 1, "num_single_layers": 2, "axes_dims_rope": (4, 4, 8), "guidance_embeds": guided}
-    return weighted(diffusers.FluxTransformer2DModel(in_channels=channels, joint_attention_dim=WIDTH, pooled_projection_dim=16, **sizes))
-
-
-def flux() -> tuple[Any, dict[str, Any]]:
-    """Guidance-distilled: one call a step."""
-    pipe = diffusers.FluxPipeline(euler(), None, None, None, None, None, flux_transformer(guided=True))
-    return pipe, {name: value for name, value in text(pooled=True).items() if "negative" not in name}
-
-
-def flux_cfg() -> tuple[Any, dict[str, Any]]:
-    """True CFG: two calls a step."""
-    return diffusers.FluxPipeline(euler(), None, None, None, None, None, flux_transformer()), {**text(pooled=True), "true_cfg_scale": 3.0}
-
-
-def kontext() -> tuple[Any, dict[str, Any]]:
-    """A reference picture's rows behind the image's."""
-    pipe = diffusers.FluxKontextPipeline(euler(), None, None, None, None, None, flux_transformer(64))
-    prompt = {name: value for name, value in text(pooled=True).items() if "negative" not in name}
-    return pipe, {**prompt, "image": noise(5, 1, 16, 8, 12), "_auto_resize": False, "max_area": HEIGHT * SIDE}
-
-
-def sd3() -> tuple[Any, dict[str, Any]]:
-    """Cond and uncond in one batch; the first block attends a second time."""
-    sizes = {**BLOCKS, "caption_projection_dim": 32, "joint_attention_dim": WIDTH, "pooled_projection_dim": 16, "pos_embed_max_size": 16}
-    model = diffusers.SD3Transformer2DModel(sample_size=8, in_channels=4, out_channels=4, dual_attention_layers=(0,), **sizes)
-    return diffusers.StableDiffusion3Pipeline(weighted(model), euler(shift=3.0), *[None] * 7), text(pooled=True)
-
-
-def lumina() -> tuple[Any, dict[str, Any]]:
-    """A mask of ones over the image; attention scaled by the number of rows; out of eight channels four are thrown away."""
-    sizes = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 16}
-    model = weighted(diffusers.LuminaNextDiT2DModel(sample_size=16, in_channels=4, cross_attention_dim=WIDTH, **sizes))
-    return diffusers.LuminaPipeline(model, euler(), None, None, None), {**text(masked=True), "prompt": None}
-
-
-def pixart() -> tuple[Any, dict[str, Any]]:
-    """Noise is predicted, not velocity, and its variance too."""
-    sizes = {**BLOCKS, "cross_attention_dim": 32, "caption_channels": WIDTH, "sample_size": 8}
-    model = weighted(diffusers.PixArtTransformer2DModel(in_channels=4, out_channels=8, **sizes))
-    pipe = diffusers.PixArtSigmaPipeline(None, None, None, model, diffusers.DPMSolverMultistepScheduler())
-    return pipe, {**text(masked=True), "negative_prompt": None, "use_resolution_binning": False}
-
-
-def lumina2() -> tuple[Any, dict[str, Any]]:
-    sizes = {"hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 16}
-    places = {"axes_dim_rope": (4, 4, 8), "axes_lens": (64, 64, 64)}
-    model = diffusers.Lumina2Transformer2DModel(sample_size=16, in_channels=4, cap_feat_dim=WIDTH, **sizes, **places)
-    return diffusers.Lumina2Pipeline(weighted(model), euler(), None, None, None), text(masked=True)
-
-
-def z_image() -> tuple[Any, dict[str, Any]]:
-    """80 image tokens are padded to 96, prompts of 40 and 10 to 64 and 32: the second has a mask in the batch."""
-    sizes = {"dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [4, 6, 6]}
-    model = diffusers.ZImageTransformer2DModel(in_channels=4, cap_feat_dim=WIDTH, axes_lens=[256, 16, 16], **sizes)
-    prompts = {"prompt_embeds": [noise(1, 40, WIDTH)], "negative_prompt_embeds": [noise(2, 10, WIDTH)]}
-    return diffusers.ZImagePipeline(euler(), None, None, None, weighted(model)), prompts
-
-
-def qwen() -> tuple[Any, dict[str, Any]]:
-    """Packed latents; guidance is rescaled to the norm of the prompt's prediction."""
-    sizes = {**BLOCKS, "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 4, 8)}
-    model = diffusers.QwenImageTransformer2DModel(in_channels=4, out_channels=1, **sizes)
-    mask = torch.ones(1, TEXT, dtype=torch.int64)
-    masks = {"prompt_embeds_mask": mask, "negative_prompt_embeds_mask": mask, "true_cfg_scale": 4.0}
-    return diffusers.QwenImagePipeline(euler(), None, None, None, weighted(model)), {**text(), **masks}
-
-
-def wan() -> tuple[Any, dict[str, Any]]:
-    """A video of three frames, by UniPC on flow sigmas."""
-    sizes = {**BLOCKS, "text_dim": WIDTH, "freq_dim": 32, "ffn_dim": 32, "rope_max_seq_len": 32}
-    model = weighted(diffusers.WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=4, out_channels=4, **sizes))
-    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return diffusers.WanPipeline(None, None, None, scheduler, model), {**text(), "num_frames": 9}
-
-
-FAMILIES = {
-    "flux": flux, "flux, true cfg": flux_cfg, "kontext": kontext, "sd3": sd3, "lumina-next": lumina, "pixart": pixart, "lumina2": lumina2,
-    "z-image": z_image, "qwen": qwen, "wan": wan,
-}  # fmt: skip
 # Where a row's product has another size, it rounds differently: one unit in the last place of float32, next to values of 1 to 10.
 TOLERANCE = 2e-6
-
-
-@dataclass
-class Tiny:
-    """A pipeline and how it is called."""
-
-    pipe: Any
-    inputs: dict[str, Any]
-
-    def sample(self, **changes: Any) -> Tensor:
-        """Latents after a call of the pipeline."""
-        sizes = {"height": HEIGHT, "width": SIDE, "num_inference_steps": STEPS}
-        call = {**self.inputs, **sizes, "generator": torch.Generator().manual_seed(5), "output_type": "latent", "return_dict": False}
-        latents: Tensor = self.pipe(**{**call, **changes})[0]
-        return latents
-
-
-def tiny_of(name: str) -> Tiny:
-    pipe, inputs = FAMILIES[name]()
-    pipe.set_progress_bar_config(disable=True)
-    return Tiny(pipe, inputs)
 
 
 @pytest.fixture(params=FAMILIES)
 def tiny(request: pytest.FixtureRequest) -> Tiny:
     return tiny_of(request.param)
-
-
-def selective(keep: float = 0.25, interval: int = 4, masks: MaskMode = MaskMode.OFF) -> SafeConfig:
-    """The paper's rule: nothing followed, nothing settled."""
-    return SafeConfig(masks, PartitionConfig(keep_ratio=keep, warmup_steps=2), ScheduleConfig(refresh_interval=interval))
-
-
-@contextmanager
-def counted(pipe: Any) -> Iterator[list[nn.Module]]:
-    """Every run of the last block."""
-    ran: list[nn.Module] = []
-    blocks = [module for module in pipe.transformer.children() if isinstance(module, nn.ModuleList)][-1]
-    handle = blocks[-1].register_forward_hook(lambda module, args, output: ran.append(module))
-    try:
-        yield ran
-    finally:
-        handle.remove()
 
 
 # Identity
@@ -244,22 +90,27 @@ class Frozen:
         self.found.append((self.safe.current._run.kind.value, float((value - dense).abs().max()), float(dense.abs().max())))
 
 
+@contextmanager
+def shown(transformer: nn.Module, safe: Any) -> Iterator[list[tuple[str, float, float]]]:
+    """Every call of a transformer is on its first latent: kind, largest difference from its first output, largest value."""
+    frozen = Frozen(safe)
+    handles = [
+        transformer.register_forward_pre_hook(frozen.show, with_kwargs=True),
+        transformer.register_forward_hook(frozen.compare, with_kwargs=True),
+    ]
+    try:
+        yield frozen.found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def differences(tiny: Tiny, config: SafeConfig, **changes: Any) -> list[tuple[str, float, float]]:
-    with apply(tiny.pipe, config) as safe:
-        frozen = Frozen(safe)
-        transformer = tiny.pipe.transformer
-        handles = [
-            transformer.register_forward_pre_hook(frozen.show, with_kwargs=True),
-            transformer.register_forward_hook(frozen.compare, with_kwargs=True),
-        ]
-        try:
-            tiny.sample(**changes)
-        finally:
-            for handle in handles:
-                handle.remove()
-        assert safe.report().notes == []
-        assert safe.report().counts() == {"warmup": 2, "anchor": 1, "selective": 6}
-    return frozen.found
+    with apply(tiny.pipe, config) as safe, shown(tiny.pipe.transformer, safe) as found:
+        tiny.sample(**changes)
+    assert safe.report().notes == []
+    assert safe.report().counts() == {"warmup": 2, "anchor": 1, "selective": 6}
+    return found
 
 
 def several(name: str, inputs: dict[str, Any], images: int) -> dict[str, Any]:
@@ -442,145 +293,33 @@ def test_masks_are_ruled_on_with_any_scheduler() -> None:
     assert (found - plain).abs().max() <= 1e-4 * plain.abs().max()
 
 
-# Composition
-
-
-def test_all_tokens_painted_as_context_run_dense() -> None:
-    """One token would be computed, and the logarithm of 1 is no scale: Lumina-Next's attention is scaled by the number of rows."""
-    tiny = tiny_of("lumina-next")
-    plain = tiny.sample()
-    painting = torch.full((8, 10), CONTEXT, dtype=torch.uint8)
-    partition = PartitionConfig(warmup_steps=2, painting=painting)
-    with apply(tiny.pipe, SafeConfig(partition=partition, schedule=ScheduleConfig())) as safe:
-        assert torch.equal(tiny.sample(), plain)
-    assert safe.report().notes[-1] == "Dense, because a single token is to be computed, and attention may be scaled by their number."
-
-
-def test_skip_layer_guidance_runs_dense() -> None:
-    tiny = tiny_of("sd3")
-    skipping = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
-    plain = tiny.sample(**skipping)
-    with apply(tiny.pipe, selective()) as safe:
-        found = tiny.sample(**skipping)
-    report = safe.report()
-    assert report.notes == ["Dense, because skip-layer guidance leaves out blocks."]
-    assert torch.equal(found, plain)
-
-
-@pytest.mark.parametrize("whole", [True, False], ids=["compile()", "torch.compile"])
-def test_compiled_models_hold_whole_steps(whole: bool) -> None:
-    tiny = tiny_of("sd3")
-    torch._dynamo.reset()
-    plain = tiny.sample()
-    if whole:
-        tiny.pipe.transformer.compile(backend="eager")
-    else:
-        tiny.pipe.transformer = torch.compile(tiny.pipe.transformer, backend="eager")
-    with apply(tiny.pipe, selective()) as safe:
-        assert torch.equal(tiny.sample(), plain)
-        assert safe.report().notes == ["Dense, because torch.compile froze the model's graph."]
-    with apply(tiny.pipe, "balanced") as safe:
-        assert not torch.equal(tiny.sample(), plain)
-        assert safe.report().counts()["held"] == 3
-    assert torch.equal(tiny.sample(), plain)
-    torch._dynamo.reset()
-
-
-def test_a_cache_of_diffusers_runs_dense_with_rows_left_out() -> None:
-    tiny = tiny_of("qwen")
-    tiny.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
-    with apply(tiny.pipe, selective()) as safe:
-        tiny.sample()
-    assert safe.report().notes == ["Dense, because a cache of diffusers' own works on the transformer's blocks."]
-    assert safe.report().counts() == {"warmup": 2, "anchor": 7}
-
-
-def test_image_to_image_begins_in_the_middle() -> None:
-    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4, "sample_size": 32, "shift_factor": 0.0}
-    vae = weighted(diffusers.AutoencoderKL(**sizes))
-    transformer = tiny_of("sd3").pipe.transformer
-    pipe = diffusers.StableDiffusion3Img2ImgPipeline(transformer, euler(), vae, *[None] * 6)
-    pipe.set_progress_bar_config(disable=True)
-    tiny = Tiny(pipe, {**text(pooled=True), "image": noise(7, 1, 4, 16, 20), "strength": 0.7})
-    small = {"height": 16, "width": 20, "num_inference_steps": 12}
-    plain = tiny.sample(**small)
-    with apply(pipe, selective(1.0)):
-        assert torch.equal(tiny.sample(**small), plain)
-    with apply(pipe, "balanced") as safe:
-        tiny.sample(**small)
-    assert safe.report().total_steps == 9 and safe.report().counts() == {"warmup": 4, "anchor": 2, "held": 3}
-
-
-def test_offloading_that_hooks_the_transformer_anew_is_left_its_hooks() -> None:
-    """What `enable_model_cpu_offload` does at the end of a call: hooks on `forward` are taken off and put on again."""
-    tiny = tiny_of("sd3")
-    original = type(tiny.pipe)
-    hooked: list[Any] = []
-
-    class Offloading(original):  # type: ignore[misc, valid-type]
-        def maybe_free_model_hooks(self) -> None:
-            transformer = self.transformer
-            transformer.__dict__.pop("forward", None)
-            forward = transformer.forward
-            hooked.append(lambda *args, **kwargs: forward(*args, **kwargs))
-            transformer.forward = hooked[-1]
-
-    plain = tiny.sample()
-    tiny.pipe.__class__ = Offloading
-    tiny.pipe.maybe_free_model_hooks()
-    with apply(tiny.pipe, "balanced") as safe:
-        tiny.sample()
-        assert safe.report().counts()["held"] == 3
-        tiny.sample()
-        assert safe.report().counts()["held"] == 3
-        assert vars(tiny.pipe.transformer)["forward"] is hooked[-1] and "step" not in vars(tiny.pipe.scheduler)
-    assert torch.equal(tiny.sample(), plain)
-    assert len(hooked) == 4 and vars(tiny.pipe.transformer)["forward"] is hooked[-1]
-
-
-def test_callbacks_and_a_second_size() -> None:
-    tiny = tiny_of("flux")
-    steps: list[int] = []
-
-    def note(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        steps.append(step)
-        return values
-
-    with apply(tiny.pipe, "balanced") as safe:
-        tiny.sample(callback_on_step_end=note)
-        small = tiny.sample(height=64, width=64, num_inference_steps=7)
-        assert steps == list(range(STEPS)) and small.shape[1] == 16
-        assert safe.report().total_steps == 7
-
-
 # Off means off
 
-# Numbers and words may be the same object in many places.
-PLAIN = (int, float, str, type(None))
+
+@pytest.mark.parametrize("where", ["attribute", "method", "hook", "processor", "class", "member of a class"])
+def test_what_is_left_would_be_seen(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_of("sd3").pipe
+    before, transformer, block = graph(pipe), pipe.transformer, pipe.transformer.transformer_blocks[0]
+    {
+        "attribute": lambda: setattr(block, "left", 1),
+        "method": lambda: setattr(pipe.scheduler, "step", pipe.scheduler.step),
+        "hook": lambda: block.register_forward_pre_hook(lambda *_: None),
+        "processor": lambda: setattr(block.attn, "processor", type("Processor", (type(block.attn.processor),), {})()),
+        "class": lambda: setattr(transformer, "__class__", type(type(transformer).__name__, (type(transformer),), {})),
+        "member of a class": lambda: monkeypatch.setattr(type(block), "left", 1, raising=False),
+    }[where]()
+    assert graph(pipe) != before
 
 
-def graph(root: Any) -> Counter[str]:
-    """Every object a pipeline's modules and scheduler hold, with its identity, by the path to it."""
-    found: Counter[str] = Counter({f"class {id(type(root))}": 1})
-    todo, seen = [("pipe", root)], set()
-    while todo:
-        path, value = todo.pop()
-        if not isinstance(value, PLAIN):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-        found[f"{path} {id(value) if isinstance(value, (nn.Module, nn.Parameter, FunctionType)) else type(value)}"] += 1
-        children = vars(value) if hasattr(value, "__dict__") and not isinstance(value, (type, FunctionType, MethodType)) else {}
-        parts = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, (list, tuple)) else {}
-        todo += [(f"{path}.{name}", child) for name, child in [*children.items(), *parts.items()]]
-    return found
+WEIGHTED = SafeConfig(partition=PartitionConfig(warmup_steps=2), schedule=ScheduleConfig(), guidance=GuidanceConfig(2.0, 5.0))
 
 
-def test_nothing_is_left(tiny: Tiny) -> None:
+@pytest.mark.parametrize("config", ["paper", "balanced", WEIGHTED], ids=["paper", "balanced", "weighted"])
+def test_nothing_is_left(tiny: Tiny, config: SafeConfig | str) -> None:
     plain = tiny.sample()
     before, attention = graph(tiny.pipe), F.scaled_dot_product_attention
     assert sum(before.values()) > 100
-    safe = apply(tiny.pipe, "paper")
+    safe = apply(tiny.pipe, config)
     assert graph(tiny.pipe) != before
     tiny.sample()
     safe.remove()
@@ -624,10 +363,8 @@ def test_what_cannot_be_is_said() -> None:
     pipe = tiny_of("sd3").pipe
     with pytest.raises(ValueError, match="There is no preset `best`"):
         apply(pipe, "best")
-    with pytest.raises(ValueError, match="`guidance` is set"):
-        apply(pipe, SafeConfig(guidance=GuidanceConfig()))
-    with pytest.raises(ValueError, match="`signal` is guidance"):
-        apply(pipe, SafeConfig(partition=PartitionConfig(signal=Signal.GUIDANCE)))
+    with pytest.raises(ValueError, match="`focus` is set"):
+        apply(pipe, SafeConfig(partition=PartitionConfig(focus=FocusRequest("a fox", lambda text: {"t5": [len(text)]}))))
     with pytest.raises(ValueError, match="has no `transformer`"):
         apply(object(), "balanced")
     with apply(pipe, "balanced") as safe, pytest.raises(ValueError, match="accelerated already"):
