@@ -5,6 +5,7 @@
 | a subclass of the pipeline's class | until `remove()` | brackets a call of the pipeline, learns how many images it makes |
 | `forward` of the transformer | one call of the pipeline | one model call: hooks, attention, result; or nothing, in a held step |
 | `step` of the scheduler | one call of the pipeline | one evaluation: its guided prediction is settled, or taken from the run |
+| a table's function in the pipeline's module | one call of the pipeline | makes it once, not in every step (Lumina-Next) |
 
 The transformer is called by the pipeline, which also combines the branches. So a held step hands it what the branches gave last, and
 `step` puts the held prediction in place of what became of that: as in ComfyUI, it is the guided, denoised one that is held.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -38,6 +40,8 @@ from .diffusers_schedulers import Prediction, prediction_of
 log = logging.getLogger("safe_dit")
 
 MARK = "_safe_dit"
+# Functions of a pipeline's module that give the same large table in every step, in held ones too: made on the CPU, 40 MB for Lumina-Next.
+TABLES = ("get_2d_rotary_pos_embed_lumina",)
 # Pipelines that put the prompt before the negative one, where both run in one batch; the others do the reverse.
 PROMPT_FIRST = frozenset({"LuminaNextDiT2DModel", "ZImageTransformer2DModel"})
 
@@ -139,6 +143,7 @@ class Invocation:
     def __init__(self, pipe: Any, config: SafeConfig) -> None:
         self.images: int | None = None
         self._scheduler = pipe.scheduler
+        self._pipeline_module = sys.modules[type(pipe).__module__]
         found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
         self._modules = [module for module in found if isinstance(module, nn.Module)]
         self._config = config
@@ -164,6 +169,8 @@ class Invocation:
                 name = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
                 wrapped.append(_stand_before(module, name, self._forward_of(module)))
             wrapped.append(_stand_before(self._scheduler, "step", self._step))
+            tables = [name for name in TABLES if name in vars(self._pipeline_module)]
+            wrapped += [_stand_before(self._pipeline_module, name, _made_once()) for name in tables]
             yield
         finally:
             for owner, name, wrapper, before in wrapped:
@@ -381,6 +388,18 @@ def _stand_before(owner: Any, name: str, wrapper: Callable[..., Any]) -> tuple[A
 
     vars(owner)[name] = standing
     return owner, name, standing, before
+
+
+def _made_once() -> Callable[..., Any]:
+    known: dict[Any, Any] = {}
+
+    def made(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        asked = (args, tuple(kwargs.items()))
+        if asked not in known:
+            known[asked] = original(*args, **kwargs)
+        return known[asked]
+
+    return made
 
 
 def _give_back(owner: Any, name: str, standing: Any, before: Any) -> None:

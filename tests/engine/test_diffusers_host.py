@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -291,6 +292,24 @@ def test_masks_are_ruled_on_with_any_scheduler() -> None:
         found = tiny.sample(num_inference_steps=2)
     assert safe.report().masks.startswith("12 of 12 attention calls carried a mask: 12 elided")
     assert (found - plain).abs().max() <= 1e-4 * plain.abs().max()
+
+
+def test_tables_that_are_the_same_in_every_step_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lumina-Next's pipeline makes one for 384 x 384 places on the CPU in every step; two kinds, where the scale changes on the way."""
+    tiny = tiny_of("lumina-next")
+    module, name = sys.modules[type(tiny.pipe).__module__], "get_2d_rotary_pos_embed_lumina"
+    original, made = getattr(module, name), []
+    counting = lambda *args, **kwargs: made.append(kwargs) or original(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(module, name, counting)
+    tiny.sample()
+    assert len(made) == STEPS
+    for watershed, expected in ((1.0, 1), (0.5, 2)):
+        plain = tiny.sample(scaling_watershed=watershed)
+        made.clear()
+        with apply(tiny.pipe, SafeConfig()):
+            assert torch.equal(tiny.sample(scaling_watershed=watershed), plain)
+            assert len(made) == expected
+        assert getattr(module, name) is counting
 
 
 # Off means off
