@@ -11,6 +11,8 @@ TOOLS = {
     "backbones": ".bench.backbones",
     "cost": ".bench.cost",
     "fidelity": ".bench.fidelity",
+    "diffusers-fidelity": ".bench.diffusers_fidelity",
+    "generate": ".generate",
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
     "masktax": ".bench.masktax",
@@ -18,6 +20,7 @@ TOOLS = {
     "prediction": ".bench.prediction",
     "reporting": ".bench.reporting",
     "serve": ".bench.serve",
+    "speed": ".bench.speed",
     "study": ".bench.study",
 }
 
