@@ -26,6 +26,7 @@ from ..hosts.diffusers import apply, preset
 from ..masks import MaskMode
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..run import SafeConfig
+from .diffusers_fidelity import in_proportion
 from .diffusers_models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, image_tokens, subject_of
 from .diffusers_peers import Peer, Unsupported, cache_dit, defaults
 from .fidelity import SAME_MACHINE
@@ -46,6 +47,8 @@ WARM_UP_SIZE = 256
 BASELINES = ("dense", "dense_fast_path")
 OWN = (*BASELINES, "paper", "ours", "safe_sw")
 OUT_OF_MEMORY = "out of memory"
+# What computes its first 8 blocks would compute the whole demo model.
+IN_PROPORTION = {peer.name: peer.setting for peer in in_proportion()}
 FIDELITY = Path(__file__).parents[2] / "docs" / "benchmarks" / "diffusers-fidelity.json"
 CELL = ("model", "resolution", "steps", "small", "dtype", "seed")
 IDENTITY = (*CELL, "method", "setting")
@@ -99,7 +102,7 @@ def methods_of(model: SpeedModel, small: bool) -> list[Method]:
         configured("dense_fast_path", "without masks that change nothing", SafeConfig(masks=MaskMode.ELIDE)),
         *(configured("paper" if name == "paper" else "ours", preset_text(name, PRESETS[name]), preset(name)) for name in PRESETS),
         configured("safe_sw", preset_text(DEFAULT_PRESET, PRESETS[DEFAULT_PRESET]), guided()),
-        *(scaled(peer, model) if small else Method(peer.name, peer.setting, peer.enable) for peer in defaults()),
+        *(scaled(peer, model) if small else at_default(peer) for peer in defaults()),
     ]
 
 
@@ -113,15 +116,20 @@ def guided() -> SafeConfig:
     return replace(preset(DEFAULT_PRESET), guidance=GuidanceConfig())
 
 
+def at_default(peer: Peer) -> Method:
+    """A peer as it is."""
+    return Method(peer.name, peer.setting, peer.enable, IN_PROPORTION.get(peer.name, ""))
+
+
 def scaled(peer: Peer, model: SpeedModel) -> Method:
     """A peer beside a small model: cache-dit's first blocks are cut down with the blocks, or nothing would be left to be cached."""
     orders = {"cache_dit": 0, "cache_dit_taylorseer": 1}
     if peer.name not in orders:
-        return Method(peer.name, peer.setting, peer.enable)
+        return at_default(peer)
     first = max(1, round(8 * depth_of(model.scaled_down()) / depth_of(model)))
     values = {"Fn_compute_blocks": first}
     setting = f"default, scaled: {first} of {depth_of(model.scaled_down())} blocks first, warm-up 8, threshold 0.08"
-    return Method(peer.name, setting, partial(cache_dit, values, orders[peer.name]), judged_as=peer.setting)
+    return Method(peer.name, setting, partial(cache_dit, values, orders[peer.name]), judged_as=IN_PROPORTION[peer.name])
 
 
 def depth_of(model: SpeedModel) -> int:

@@ -322,7 +322,8 @@ def test_cache_dit_computes_the_same_share_of_a_small_model() -> None:
     found = {method.name: method for method in speed.methods_of(LUMINA_NEXT, small=True)}
     true = {method.name: method for method in speed.methods_of(LUMINA_NEXT, small=False)}
     assert "1 of 3 blocks" in found["cache_dit"].setting  # 8 of 24
-    assert found["cache_dit"].judged_as == true["cache_dit"].setting
+    assert found["cache_dit"].judged_as == true["cache_dit"].judged_as
+    assert "3 of 8 blocks" in true["cache_dit"].judged_as
 
 
 @pytest.mark.parametrize("small", [True, False])
