@@ -262,6 +262,7 @@ def known_row(rows: list[Row], row: Row) -> Row:
     if same is None:
         same = {**row, "samples": [], "skipped": None}
         rows.append(same)
+    same["judged_as"] = row["judged_as"]
     return same
 
 
