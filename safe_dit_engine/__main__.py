@@ -12,7 +12,7 @@ TOOLS = {
     "cost": ".bench.cost",
     "fidelity": ".bench.fidelity",
     "diffusers-fidelity": ".bench.diffusers_fidelity",
-    "generate": ".generate",
+    "generate": ".bench.generate",
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",
     "masktax": ".bench.masktax",

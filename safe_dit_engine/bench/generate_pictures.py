@@ -1,4 +1,7 @@
-"""Pictures by a `diffusers` pipeline, dense and accelerated in turn, and what each took, for `generate.py`."""
+"""Pictures by a `diffusers` pipeline, dense and accelerated in turn, and what each took, for `generate.py`.
+
+`diffusers` is imported when a pipeline is opened: the command line says in one sentence that it is missing.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,29 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers.utils import make_image_grid
 
-from ..bench.results import environment, psnr_db
-from ..generate import Shot
+from ..hosts.diffusers import apply
 from ..report import RunReport
-from .diffusers import apply
-from .diffusers_loading import Asked, call_arguments, find_source, load, load_random, random_prompt
+from .results import environment, psnr_db
 
 DENSE = "dense"
 WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to make; `number` counts from one."""
+
+    number: int
+    prompt: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return f"{self.number:03d}-seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Maker:
     """A loaded pipeline and what is asked of it."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        from ..hosts.diffusers_loading import Asked, call_arguments
+
         self._asked = arguments
         self.pipe = _opened(arguments)
         asked = Asked(arguments.steps, arguments.width, arguments.height, arguments.guidance, arguments.negative)
@@ -44,6 +59,8 @@ class Maker:
 
     def environment(self) -> dict[str, Any]:
         """Machine, versions and settings that the rows belong to."""
+        import diffusers
+
         asked = self._asked
         names = ("model", "preset", "guidance", "negative", "dtype", "offload", "random_weights")
         kinds = {"pipeline": type(self.pipe).__name__, "transformer": type(self.pipe.transformer).__name__}
@@ -90,6 +107,8 @@ class Maker:
 
     def _prompt(self, shot: Shot) -> dict[str, Any]:
         if self._asked.random_weights:
+            from ..hosts.diffusers_loading import random_prompt
+
             return {**random_prompt(self.pipe, shot.number), "output_type": "latent"}
         return {"prompt": shot.prompt}
 
@@ -101,6 +120,8 @@ class Maker:
     def _written(self, shot: Shot, ours: Sample, dense: Sample | None) -> list[str]:
         pictures = {f"{shot.stem}.png": ours.picture}
         if dense is not None:
+            from diffusers.utils import make_image_grid
+
             both = make_image_grid([dense.picture, ours.picture], rows=1, cols=2)
             pictures |= {f"{shot.stem}-dense.png": dense.picture, f"{shot.stem}-both.png": both}
         self._asked.out.mkdir(parents=True, exist_ok=True)
@@ -111,6 +132,8 @@ class Maker:
 
 def _opened(asked: argparse.Namespace) -> Any:
     """The pipeline on its device."""
+    from ..hosts.diffusers_loading import find_source, load, load_random
+
     source = find_source(asked.model, asked.download, asked.random_weights)
     dtype = getattr(torch, asked.dtype)
     if asked.random_weights:

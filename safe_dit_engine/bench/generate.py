@@ -12,14 +12,14 @@ import logging
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .bench.results import Row, markdown_table, save
-from .presets import DEFAULT_PRESET, PRESETS
+from ..presets import DEFAULT_PRESET, PRESETS
+from .generate_pictures import Maker, Shot
+from .results import Row, markdown_table, save
 
 log = logging.getLogger("safe_dit.bench")
 
@@ -36,20 +36,6 @@ CAPTION = """\
 `psnr_db`: to the dense picture, in 8 bit; `-` where they are equal or there is none. `peak_bytes`: known on a GPU only."""
 RANDOM_CAPTION = """\
 Random weights and random prompts: only time and memory mean something. No text encoder and no VAE took part."""
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One picture to make; `number` counts from one."""
-
-    number: int
-    prompt: str
-    seed: int
-
-    @property
-    def stem(self) -> str:
-        """What the names of its files begin with."""
-        return f"{self.number:03d}-seed-{self.seed}"
 
 
 # The command line
@@ -79,8 +65,6 @@ def main(argv: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every picture in turn; what is there so far is published after each. The rows."""
-    from .hosts.diffusers_pictures import Maker
-
     log.info("Loading `%s`", arguments.model)
     maker = Maker(arguments)
     if arguments.compare:
