@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import nn
 
+# Why a call is dense, where no family says how what is added can be cut down to the rows that are computed.
+CONTROLNET = "a ControlNet adds to the image at full length"
+
 
 class Layout(Enum):
     """What stands in a sequence, in this order. Image rows may be followed by rows that are no token: padding, reference images."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..attention import AttentionOverride
+from ..backbones.base import CONTROLNET
 from ..execution import ModelCall
 from ..guidance import reweight
 from ..masks import MaskMode
@@ -334,7 +335,7 @@ def _in_the_way(run: Run, control: Any, options: dict[str, Any], arguments: dict
     if refusal is not None:
         return refusal
     if control is not None and not run.follows(control):
-        return Obstacle("a ControlNet adds to the image at full length", readable=True)
+        return Obstacle(CONTROLNET, readable=True)
     if options.get("patches_replace", {}).get("dit"):
         return Obstacle("another node replaces blocks of the model", readable=True)
     patches = options.get("patches", {})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from safe_dit_engine.guidance import GuidanceConfig
-from safe_dit_engine.hosts import diffusers as host
+from safe_dit_engine.hosts import diffusers_invocation as host
 from safe_dit_engine.hosts.diffusers import apply, preset
 from safe_dit_engine.hosts.diffusers_guidance import UNPAIRED, branch_pair, combination, moved
 from safe_dit_engine.partition import PartitionConfig, Signal

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from safe_dit_engine.backbones.diffusers import DIFFUSERS
 from safe_dit_engine.focus import FocusRequest
 from safe_dit_engine.guidance import GuidanceConfig
-from safe_dit_engine.hosts.diffusers import Invocation, apply, preset
+from safe_dit_engine.hosts.diffusers import apply, preset
+from safe_dit_engine.hosts.diffusers_invocation import Invocation
 from safe_dit_engine.hosts.diffusers_schedulers import EXPLODING, FLOW, PRESERVING, prediction_of
 from safe_dit_engine.masks import MaskMode
 from safe_dit_engine.partition import PartitionConfig
