@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from ..masks import MaskMode
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..run import SafeConfig
 from .diffusers_peers import Peer, Unsupported, around_calls, cache_dit, named, sweep, whole_steps
-from .fidelity import COLUMNS, COMPARISON_CAPTION, asked_of, comparison_table, finite, identity, kept_rows, shots_of
+from .fidelity import COLUMNS, COMPARISON_CAPTION, add_shots, asked_of, comparison_table, finite, identity, kept_rows, shots_of
 from .pareto import AT_OUR_STEPS, compare, plot
 from .peers import preset_text, steps_computed
 from .results import environment, markdown_table, save
-from .side_by_side import NOT_COMPARED, Cell, Sample, Shot, Tally, _peak, _reset_peak
+from .side_by_side import NOT_COMPARED, Cell, Sample, Shot, Tally, peak_bytes_of, reset_peak
 
 log = logging.getLogger("safe_dit.bench")
 
@@ -59,16 +58,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog=f"python -m safe_dit_engine {NAME}", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output") / NAME)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--small", action="store_true", help="256 px, 20 steps, 8 prompts")
-    parser.add_argument("--seed", type=int, default=0, help="noise seed of the first picture")
-    parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
-    parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine")
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
+    add_shots(parser, NAME)
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
     parser.add_argument("--sweep", action="store_true", help="every setting of every peer, not only the chosen ones")
     parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
@@ -178,11 +168,11 @@ class Bench:
         """One picture by one method; Unsupported where it does not run."""
         call: dict[str, Any] = {"height": cell.size, "width": cell.size, "num_inference_steps": cell.steps, "output_type": "latent"}
         generator = torch.Generator().manual_seed(shot.seed)
-        peak_is_known = _reset_peak(self.device)
+        peak_is_known = reset_peak(self.device)
         with peer.enable(self.pipe), self._counted_rows() as rows:
             started = self._now()
             latents = self.pipe(shot.scene.caption, generator=generator, **call).images
-            seconds, peak = self._now() - started, _peak(self.device) if peak_is_known else None
+            seconds, peak = self._now() - started, peak_bytes_of(self.device) if peak_is_known else None
         return Sample(self.pipe.decode(latents, "np")[0], seconds, sum(rows), peak)
 
     @contextmanager

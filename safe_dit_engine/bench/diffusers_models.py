@@ -13,9 +13,9 @@ What a step costs does not depend on the weights. No text encoder and no VAE: pr
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -217,23 +217,15 @@ def subject_of(model: SpeedModel, device: str, dtype: torch.dtype, seed: int) ->
     """The model with random weights in the real pipeline, made on the device and in the type it runs in."""
     import diffusers
 
+    from ..hosts.diffusers_loading import made_on, pipeline_of
+
     generator = torch.Generator(device).manual_seed(seed)
-    transformer = _random(_made(getattr(diffusers, model.transformer), model.config, device, dtype), generator)
+    make = partial(getattr(diffusers, model.transformer), **model.config)
+    transformer = _random(made_on(device, dtype, make), generator)
     parts = {"transformer": transformer, "scheduler": getattr(diffusers, model.scheduler)(**model.scheduling)}
-    pipe = _pipeline(getattr(diffusers, model.pipeline), parts)
+    pipe = pipeline_of(getattr(diffusers, model.pipeline), parts)
     pipe.set_progress_bar_config(disable=True)
     return Subject(model, pipe, model.prompt.random(device, dtype, generator), device)
-
-
-def _made(kind: Any, config: Mapping[str, Any], device: str, dtype: torch.dtype) -> nn.Module:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # twelve billion weights in float32 first would not fit where they do in bfloat16
-    try:
-        with torch.device(device):
-            module: nn.Module = kind(**config)
-    finally:
-        torch.set_default_dtype(before)
-    return module.eval()
 
 
 @torch.no_grad()
@@ -245,12 +237,6 @@ def _random(module: nn.Module, generator: torch.Generator) -> nn.Module:
         else:
             weight.add_(torch.empty_like(weight).normal_(std=0.1, generator=generator))
     return module.requires_grad_(False)
-
-
-def _pipeline(kind: Any, parts: Mapping[str, Any]) -> Any:
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty and parameter.name != "self"]
-    return kind(**{**dict.fromkeys(required), **parts})
 
 
 def attention_share(config: Mapping[str, Any], size: int) -> float:

@@ -69,6 +69,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     """Options this bench shares with the ablation."""
+    add_shots(parser, name)
+    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
+
+
+def add_shots(parser: argparse.ArgumentParser, name: str) -> None:
+    """Options of every bench that makes pictures of prompts."""
     parser.add_argument("--out", type=Path, default=Path("output") / name)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--small", action="store_true", help="256 px, 20 steps, euler, 8 prompts")
@@ -79,7 +85,6 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
-    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
 
 
 def small(arguments: argparse.Namespace) -> argparse.Namespace:

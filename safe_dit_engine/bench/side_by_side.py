@@ -106,11 +106,11 @@ class Bench:
         sigmas = calculate_sigmas(patched.get_model_object("model_sampling"), SCHEDULER, method.steps(cell.steps))
         latent = torch.zeros(1, 16, cell.size // 8, cell.size // 8)
         noise, prompts = prepare_noise(latent, shot.seed), [self._prompt(text) for text in (shot.scene.caption, "")]
-        peak_is_known = _reset_peak(self.device)
+        peak_is_known = reset_peak(self.device)
         with torch.inference_mode(), _counted_rows(patched.model.diffusion_model) as rows:
             started = self._now()
             samples = sample_custom(patched, noise, CFG, sampler_object(cell.sampler), sigmas, *prompts, latent, disable_pbar=True)
-            seconds, peak = self._now() - started, _peak(self.device) if peak_is_known else None
+            seconds, peak = self._now() - started, peak_bytes_of(self.device) if peak_is_known else None
             picture = self._vae.decode(samples)[0].clamp(0, 1).float().cpu().numpy()
         return Sample(picture, seconds, sum(rows), peak)
 
@@ -165,7 +165,7 @@ def _counted_rows(module: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _reset_peak(device: str) -> bool:
+def reset_peak(device: str) -> bool:
     """Start over with the peak of memory; False where that cannot be done."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -178,7 +178,8 @@ def _reset_peak(device: str) -> bool:
     return True
 
 
-def _peak(device: str) -> int | None:
+def peak_bytes_of(device: str) -> int | None:
+    """Peak of memory since `reset_peak`: allocated on a GPU, the resident set on a CPU; None where it is not known."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()

@@ -18,7 +18,7 @@ from ..hosts.diffusers import Accelerated
 from ..report import RunReport
 from ..schedule import StepKind
 from .diffusers_models import Subject
-from .side_by_side import _peak, _reset_peak
+from .side_by_side import peak_bytes_of, reset_peak
 
 Enable = Callable[[Any], AbstractContextManager[Any]]
 
@@ -77,7 +77,7 @@ class Readings:
 def sample(subject: Subject, enable: Enable, cell: Cell) -> Sample:
     """Make one picture; whatever the method or the pipeline raises is passed on."""
     release(subject.device)
-    peak_is_known = _reset_peak(subject.device)
+    peak_is_known = reset_peak(subject.device)
     # The layers are looked up before a method may put others in their place.
     with metered(subject) as readings, enable(subject.pipe) as handle:
         started = now(subject.device)
@@ -91,7 +91,7 @@ def sample(subject: Subject, enable: Enable, cell: Cell) -> Sample:
         readings.rows["middle"],
         readings.rows["feed_forward"],
         readings.rows["attention"],
-        _peak(subject.device) if peak_is_known else None,
+        peak_bytes_of(subject.device) if peak_is_known else None,
         torch.cuda.max_memory_reserved() if subject.device == "cuda" else None,
         *_selective(report, calls),
         tuple(report.notes) if report is not None else (),

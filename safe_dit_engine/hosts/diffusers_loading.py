@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,26 +158,36 @@ def load(model: str, source: Source, download: bool, dtype: torch.dtype) -> Any:
 def load_random(source: Source, device: str, dtype: torch.dtype) -> Any:
     """The pipeline with a transformer of random weights on `device`, its scheduler, and nothing else: no text encoder, no VAE."""
     scheduler = getattr(diffusers, source.index["scheduler"][1]).from_pretrained(str(source.folder), subfolder="scheduler")
-    known = {"transformer": _drawn(source, device, dtype), "scheduler": scheduler}
-    parameters = inspect.signature(source.pipeline.__init__).parameters.values()
+    return pipeline_of(source.pipeline, {"transformer": _drawn(source, device, dtype), "scheduler": scheduler})
+
+
+def pipeline_of(kind: Any, parts: Mapping[str, Any]) -> Any:
+    """A pipeline of these parts, and None for all others that it must be given."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty and parameter.name != "self"]
-    return source.pipeline(**{**dict.fromkeys(needed), **known})
+    return kind(**{**dict.fromkeys(needed), **parts})
+
+
+def made_on(device: str, dtype: torch.dtype, make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` gives, on the device and in the type from the start: in a larger type it may not fit where it does in its own."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return make().eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _drawn(source: Source, device: str, dtype: torch.dtype) -> nn.Module:
     model_class = getattr(diffusers, source.index["transformer"][1])
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as `from_pretrained` does: the weights never exist in a larger type
-    try:
-        with torch.device(device):
-            model: nn.Module = model_class.from_config(model_class.load_config(str(source.folder), subfolder="transformer"))
-    finally:
-        torch.set_default_dtype(before)
+    config = model_class.load_config(str(source.folder), subfolder="transformer")
+    model = made_on(device, dtype, partial(model_class.from_config, config))
     generator = torch.Generator(device).manual_seed(0)
     for weight in model.parameters():
         # As they come, some gates are zero, and blocks do nothing.
         nn.init.normal_(weight, std=0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5, generator=generator)
-    return model.to(device).eval()
+    return model.to(device)
 
 
 def text_shape(transformer: str) -> TextShape:
