@@ -24,7 +24,8 @@ from ..hosts.diffusers import apply, preset
 from ..masks import MaskMode
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..run import SafeConfig
-from .diffusers_peers import Peer, Unsupported, around_calls, cache_dit, named, sweep, whole_steps
+from .diffusers_caches import Unsupported, around_calls, cache_dit, whole_steps
+from .diffusers_peers import Peer, named, sweep
 from .fidelity import COLUMNS, COMPARISON_CAPTION, add_shots, asked_of, comparison_table, finite, identity, kept_rows, shots_of
 from .pareto import AT_OUR_STEPS, compare, plot
 from .peers import preset_text, steps_computed

@@ -106,11 +106,12 @@ def placements() -> dict[str, Callable[[int], frozenset[int]]]:
                 found[name] = partial(after_warmup, warmup=warmup, interval=interval, last=last)
         for share in (25, 30, 40, 50, 60):
             for power, kind in ((1.0, "even"), (1.4, "early"), (1.8, "very early")):
-                found[f"{share}% {kind}{suffix}"] = partial(_share_of_steps, share=share / 100, power=power, last=last)
+                found[f"{share}% {kind}{suffix}"] = partial(share_of_steps, share=share / 100, power=power, last=last)
     return found
 
 
-def _share_of_steps(total: int, share: float, power: float, last: bool) -> frozenset[int]:
+def share_of_steps(total: int, share: float, power: float, last: bool) -> frozenset[int]:
+    """So many of `total` steps, at least one, spread out."""
     return spread_out(total, max(1, round(share * total)), power, last)
 
 

@@ -25,9 +25,10 @@ from ..hosts.diffusers import apply, preset
 from ..masks import MaskMode
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..run import SafeConfig
+from .diffusers_caches import Unsupported, cache_dit
 from .diffusers_fidelity import in_proportion
 from .diffusers_models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, subject_of
-from .diffusers_peers import Peer, Unsupported, cache_dit, defaults
+from .diffusers_peers import Peer, defaults
 from .fidelity import SAME_MACHINE
 from .peers import preset_text
 from .results import environment, markdown_table, save

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_dit_engine.bench.diffusers_caches import Unsupported, fewer_steps, traits_of, whole_steps
+from safe_dit_engine.bench.diffusers_caches import around_calls as around
 from safe_dit_engine.bench.diffusers_fidelity import CHOSEN, DENSE, NAME, Bench, chosen, everything, main, ours
-from safe_dit_engine.bench.diffusers_peers import Peer, Unsupported, defaults, fewer_steps, named, sweep, traits_of, whole_steps
-from safe_dit_engine.bench.diffusers_peers import around_calls as around
+from safe_dit_engine.bench.diffusers_peers import Peer, defaults, named, sweep
 from safe_dit_engine.bench.side_by_side import Cell, Shot
 from safe_dit_engine.demo.scenes import scene_from_seed
 

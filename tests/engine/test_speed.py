@@ -137,7 +137,7 @@ def test_a_skipped_block_counts_as_skipped(lumina: Subject) -> None:
     """`diffusers` skips a block in its `forward`: torch calls the hooks of the block all the same."""
     from diffusers.hooks import FirstBlockCacheConfig
 
-    from safe_dit_engine.bench.diffusers_peers import hooked
+    from safe_dit_engine.bench.diffusers_caches import hooked
 
     steps = 6
     found = sample(lumina, hooked(lambda *_: FirstBlockCacheConfig(threshold=1e9)), Cell(SIZE, steps))
