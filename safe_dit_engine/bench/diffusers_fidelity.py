@@ -27,10 +27,11 @@ from ..run import SafeConfig
 from .diffusers_caches import Unsupported, around_calls, cache_dit, whole_steps
 from .diffusers_peers import Peer, named, sweep
 from .fidelity import COLUMNS, COMPARISON_CAPTION, add_shots, asked_of, comparison_table, finite, identity, kept_rows, shots_of
+from .journal import Cell, Journal, Sample, Shot
 from .pareto import AT_OUR_STEPS, compare, plot
 from .peers import preset_text, steps_computed
 from .results import environment, markdown_table, save
-from .side_by_side import NOT_COMPARED, Cell, Sample, Shot, Tally, peak_bytes_of, reset_peak
+from .side_by_side import NOT_COMPARED, peak_bytes_of, reset_peak
 
 log = logging.getLogger("safe_dit.bench")
 
@@ -193,24 +194,30 @@ class Bench:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def measure(self, cell: Cell, peers: Sequence[Peer], shots: Sequence[Shot]) -> list[dict[str, Any]]:
-        """One row a method, dense first; of one that does not run, why."""
-        self._warm_up(cell, peers, shots[0])
-        methods, skipped = [DENSE, *peers], dict[int, str]()
-        tallies = {index: Tally() for index in range(len(methods))}
+    def measure(self, cell: Cell, peers: Sequence[Peer], shots: Sequence[Shot], journal: Journal | None = None) -> list[dict[str, Any]]:
+        """One row a method, dense first; of one that does not run, why. Pictures that the journal has are not made again."""
+        journal, skipped, warm = journal or Journal(), dict[Peer, str](), False
         for number, shot in enumerate(shots):
-            dense = self.sample(DENSE, cell, shot)
-            tallies[0].add(dense, dense, shot.scene)
-            # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
-            for index in random.Random(number).sample(list(tallies)[1:], len(tallies) - 1):
-                try:
-                    tallies[index].add(self.sample(methods[index], cell, shot), dense, shot.scene)
-                except Unsupported as error:
-                    skipped[index] = str(error)
-                    del tallies[index]
+            missing = [peer for peer in (DENSE, *peers) if peer not in skipped and not journal.has(peer, cell, shot)]
+            if missing and not warm:
+                self._warm_up(cell, peers, shot)
+                warm = True
+            if missing:
+                skipped |= self._make(cell, missing, shot, journal, number)
             log.info("%s px, %s steps: picture %s of %s", cell.size, cell.steps, number + 1, len(shots))
-        rows = {index: tally.row(methods[index].name not in NOT_COMPARED) for index, tally in tallies.items()}
-        return [{**names_of(peer, cell), **rows.get(index, {"skipped": skipped.get(index)})} for index, peer in enumerate(methods)]
+        ran = {peer: journal.row(peer, cell, shots, peer.name not in NOT_COMPARED) for peer in (DENSE, *peers) if peer not in skipped}
+        return [{**names_of(peer, cell), **ran.get(peer, {"skipped": skipped.get(peer)})} for peer in (DENSE, *peers)]
+
+    def _make(self, cell: Cell, peers: Sequence[Peer], shot: Shot, journal: Journal, number: int) -> dict[Peer, str]:
+        """The pictures of one shot, dense before all others as their reference; what does not run, and why."""
+        dense, skipped = self.sample(DENSE, cell, shot), dict[Peer, str]()
+        # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
+        for peer in random.Random(number).sample(list(peers), len(peers)):
+            try:
+                journal.add(peer, cell, shot, dense if peer is DENSE else self.sample(peer, cell, shot), dense)
+            except Unsupported as error:
+                skipped[peer] = str(error)
+        return skipped
 
     def _warm_up(self, cell: Cell, peers: Sequence[Peer], shot: Shot) -> None:
         """Each method once; settings of one method run the same code, and those of MagCache share what it learns."""
@@ -228,13 +235,14 @@ def names_of(peer: Peer, cell: Cell) -> dict[str, Any]:
 def run(arguments: argparse.Namespace, peers: Sequence[Peer]) -> list[dict[str, Any]]:
     """Every cell in turn; what is there so far is published after each."""
     bench, machine = Bench(arguments.device), environment(arguments.device)
+    journal = Journal(arguments.out / f"{NAME}.jsonl", machine, arguments.resume)
     rows = kept_rows(arguments.out / f"{NAME}.json", machine) if arguments.resume else []
     shots, asked = shots_of(arguments), asked_of(arguments)
     for size, steps in itertools.product(arguments.sizes, arguments.steps):
         cell, known = Cell(size, steps, SAMPLER), {identity(row) for row in rows}
         missing = [peer for peer in peers if identity({**names_of(peer, cell), **asked}) not in known]
         if missing:
-            fresh = [{**row, **asked} for row in bench.measure(cell, missing, shots)]
+            fresh = [{**row, **asked} for row in bench.measure(cell, missing, shots, journal)]
             rows += [row for row in fresh if identity(row) not in known]
         publish(arguments, machine, [finite(row) for row in rows])
     return rows

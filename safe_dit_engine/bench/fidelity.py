@@ -17,10 +17,11 @@ from typing import Any
 
 from ..demo.scenes import held_out_scenes, scene_from_seed
 from .in_process import import_comfyui
+from .journal import SAME_MACHINE, Cell, Journal, Shot
 from .pareto import CELL, Curves, compare, curves_of, plot
 from .peers import DENSE, Method, chosen, is_outdated, named, sweep
 from .results import environment, markdown_table, save
-from .side_by_side import Bench, Cell, Shot
+from .side_by_side import Bench
 
 log = logging.getLogger("safe_dit.bench")
 
@@ -30,11 +31,13 @@ COLUMNS = (
     "method", "setting", *CELL, "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects", "psnr_db_edges",
     "ssim", "ms_ssim", "lpips", "oracle_score", "peak_bytes",
 )  # fmt: skip
-COMPARED = (*CELL, "at", "cost", "ours_db", "best_peer", "best_peer_db", "difference_db", "difference_db_objects", "difference_db_edges")
+COMPARED = (
+    *CELL, "at", "cost", "ours_db", "best_peer", "best_peer_db", "difference_db", "difference_db_low", "difference_db_high",
+    "difference_db_objects", "difference_db_edges",
+)  # fmt: skip
 Publish = Callable[[argparse.Namespace, dict[str, Any], list[dict[str, Any]]], None]
 # What a row is a result of: the same on both sides, and it need not be measured again.
 IDENTITY = ("method", "setting", *CELL, "set", "prompts", "seeds", "seed")
-SAME_MACHINE = ("processor", "device", "torch")
 CAPTION = """\
 `seconds` is the median time of the sampler, `seconds_over_dense` the median ratio to the dense run of the same prompt and seed.
 `rows_computed_share` counts the rows that pass the middle block. No mask reaches attention in this model, so `dense_fast_path` is `dense`
@@ -42,7 +45,8 @@ and is not run twice. An empty PSNR: the picture is the dense one bit for bit, o
 COMPARISON_CAPTION = """\
 Closeness at the same cost ({cost}), in dB of PSNR against dense, read on each family's Pareto curve by linear interpolation; empty below
 its cheapest setting, its best setting above the dearest. `linear_at_our_steps` is `whole_steps_linear` with the steps that our presets
-compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own."""
+compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own. `difference_db_low` and `_high`: the lead in
+95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,7 +84,7 @@ def add_shots(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--small", action="store_true", help="256 px, 20 steps, euler, 8 prompts")
     parser.add_argument("--seed", type=int, default=0, help="noise seed of the first picture")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
-    parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine")
+    parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine, single pictures too")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
@@ -99,13 +103,14 @@ def run(arguments: argparse.Namespace, methods: Sequence[Method], name: str = NA
     """Every cell in turn; what is there so far is published after each."""
     bench = Bench(arguments.device)
     machine = environment(arguments.device)
+    journal = Journal(arguments.out / f"{name}.jsonl", machine, arguments.resume)
     rows = kept_rows(arguments.out / f"{name}.json", machine) if arguments.resume else []
     shots, asked = shots_of(arguments), asked_of(arguments)
     for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
         cell = Cell(*parts)
         missing = [method for method in methods if not known(rows, method, cell, asked)]
         if missing or not known(rows, DENSE, cell, asked):
-            fresh = [{**row, **asked} for row in bench.measure(cell, missing, shots)]
+            fresh = [{**row, **asked} for row in bench.measure(cell, missing, shots, journal)]
             rows += [row for row in fresh if identity(row) not in {identity(old) for old in rows}]
         (publish or publish_comparison)(arguments, machine, [finite(row) for row in rows])
     return rows

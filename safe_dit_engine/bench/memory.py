@@ -20,9 +20,10 @@ from ..demo.scenes import held_out_scenes
 from ..presets import PRESETS
 from ..schedule import CacheMode
 from .in_process import import_comfyui
+from .journal import Cell, Shot
 from .peers import DENSE, Method, configured
 from .results import environment, markdown_table, psnr_db, save
-from .side_by_side import Bench, Cell, Shot
+from .side_by_side import Bench
 
 log = logging.getLogger("safe_dit.bench")
 

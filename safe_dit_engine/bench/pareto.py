@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Row = Mapping[str, Any]
 Point = tuple[float, float]
 Curves = dict[str, list[Point]]
@@ -16,6 +18,8 @@ CELL = ("resolution", "steps", "sampler")
 READ_AT = (0.30, 0.40, 0.55)
 # Closeness in the objects and at their outlines is compared as well, each with the peer that is best at it.
 DETAILS = ("objects", "edges")
+# The interval of a lead: 95 % of as many draws of the pictures, with repetition (bootstrap).
+DRAWS, INTERVAL = 400, (2.5, 97.5)
 OURS = "ours"
 # Has a curve but is no peer: it borrows the steps that we chose, and shows how much of our lead is their choice.
 AT_OUR_STEPS = "linear_at_our_steps"
@@ -52,13 +56,18 @@ def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: st
 
 
 def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[str, Any]]:
-    """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell."""
+    """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell.
+
+    `difference_db_low` and `_high` are what the lead would be with other pictures: None where rows do not say each picture's PSNR.
+    """
     compared = []
     for cell, members in cells_of(rows).items():
         curves = curves_of(members, cost)
         details = {detail: curves_of(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
-        for at, where, row in _readings(members, cost):
+        intervals = lead_intervals(members, cost)
+        for (at, where, row), (low, high) in zip(_readings(members, cost), intervals, strict=True):
             reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves, where, row, "psnr_db")}
+            reading |= {"difference_db_low": low, "difference_db_high": high}
             for detail, of_detail in details.items():
                 reading[f"difference_db_{detail}"] = _against_peers(of_detail, where, row, f"psnr_db_{detail}")["difference_db"]
             compared.append(reading)
@@ -68,6 +77,37 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
 def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | None]]:
     found: list[tuple[str, float, Row | None]] = [(row["setting"], row[cost], row) for row in rows if row["method"] == OURS]
     return found + [(f"{share:.0%} of dense", share, None) for share in READ_AT]
+
+
+def lead_intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, float | None]]:
+    """For each reading, between which leads `INTERVAL` of the draws lie."""
+    readings = len(_readings(rows, cost))
+    leads: list[list[float | None]] = [[] for _ in range(readings)]
+    for drawn in _drawn_again(rows):
+        curves = curves_of(drawn, cost)
+        for found, (_, where, row) in zip(leads, _readings(drawn, cost), strict=True):
+            found.append(_against_peers(curves, where, row, "psnr_db")["difference_db"])
+    return [_interval(found) for found in leads]
+
+
+def _drawn_again(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows as other draws of the same pictures make them; the cost stays."""
+    compared = [row for row in rows if row["method"] not in OFF_CURVE]
+    each = [row.get("psnr_db_each") or [] for row in compared]
+    if not each or not each[0] or len({len(values) for values in each}) > 1:
+        return []
+    table = np.array(each)
+    draws = np.random.default_rng(0).integers(table.shape[1], size=(DRAWS, table.shape[1]))
+    means = table[:, draws].mean(axis=2)
+    return [[{**row, "psnr_db": value} for row, value in zip(compared, drawn, strict=True)] for drawn in means.T.tolist()]
+
+
+def _interval(leads: Sequence[float | None]) -> tuple[float | None, float | None]:
+    known = [lead for lead in leads if lead is not None]
+    if not known or len(known) < len(leads):
+        return None, None
+    low, high = np.percentile(known, INTERVAL)
+    return float(low), float(high)
 
 
 def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str) -> dict[str, Any]:

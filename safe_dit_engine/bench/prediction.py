@@ -16,9 +16,10 @@ from ..demo.scenes import held_out_scenes
 from ..presets import PRESETS, Preset
 from ..schedule import plan_steps, predicted_share
 from .in_process import import_comfyui
+from .journal import Cell, Shot
 from .peers import Method, configured
 from .results import environment, markdown_table, save
-from .side_by_side import Bench, Cell, Shot
+from .side_by_side import Bench
 
 log = logging.getLogger("safe_dit.bench")
 

@@ -28,10 +28,11 @@ from ..presets import DEFAULT_PRESET, PRESETS
 from ..report import StepRecord
 from ..schedule import StepKind, plan_steps
 from .in_process import import_comfyui
+from .journal import Cell, Shot
 from .peers import DENSE, Method, configured
 from .results import environment, markdown_table, save
 from .server import free_port
-from .side_by_side import Bench, Cell, Shot
+from .side_by_side import Bench
 
 log = logging.getLogger("safe_dit.bench")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 
 Row = Mapping[str, Any]
+# A list of numbers only stands on one line of a JSON file.
+NUMBERS = re.compile(r"\[[-+.\deE,\s]+\]")
 
 
 def environment(device: str = "cpu", **extras: Any) -> dict[str, Any]:
@@ -64,5 +67,6 @@ def _cell(value: Any) -> str:
 def save(folder: Path, name: str, result: Mapping[str, Any], table: str) -> None:
     """Write `name`.json and `name`.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    text = NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found[0]), json.dumps(result, indent=2))
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")

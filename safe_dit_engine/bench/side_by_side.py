@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..demo.oracle import oracle_score
-from ..demo.scenes import Scene
-from .closeness import closeness, mean_closeness
+from .journal import Cell, Journal, Sample, Shot
 from .peers import DENSE, Method
 
 log = logging.getLogger("safe_dit.bench")
@@ -26,65 +21,6 @@ CFG, SCHEDULER = 4.0, "simple"
 # Judged by what is in the picture: it differs from dense on purpose.
 NOT_COMPARED = ("safe_sw",)
 PROCESS = Path("/proc/self")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the rows of one comparison share."""
-
-    size: int
-    steps: int
-    sampler: str
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One picture to make."""
-
-    scene: Scene
-    seed: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture made."""
-
-    picture: np.ndarray
-    seconds: float
-    rows: int
-    peak_bytes: int | None
-
-
-@dataclass
-class Tally:
-    """What one method did in a cell, beside the dense run of the same shot."""
-
-    samples: list[Sample] = field(default_factory=list)
-    references: list[Sample] = field(default_factory=list)
-    pairs: list[dict[str, float | None]] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-
-    def add(self, sample: Sample, reference: Sample, scene: Scene) -> None:
-        """Judge a picture; only figures are kept."""
-        self.pairs.append(closeness(sample.picture, reference.picture, scene))
-        self.scores.append(oracle_score(sample.picture, scene))
-        nothing = np.empty(0)
-        self.samples.append(Sample(nothing, sample.seconds, sample.rows, sample.peak_bytes))
-        self.references.append(Sample(nothing, reference.seconds, reference.rows, reference.peak_bytes))
-
-    def row(self, compared: bool) -> dict[str, Any]:
-        """Medians of time, means of the rest."""
-        both = list(zip(self.samples, self.references, strict=True))
-        found = mean_closeness(self.pairs)
-        peaks = [sample.peak_bytes for sample in self.samples if sample.peak_bytes is not None]
-        return {
-            "seconds": statistics.median(sample.seconds for sample in self.samples),
-            "seconds_over_dense": statistics.median(sample.seconds / reference.seconds for sample, reference in both),
-            "rows_computed_share": statistics.mean(sample.rows / reference.rows for sample, reference in both),
-            **(found if compared else dict.fromkeys(found)),
-            "oracle_score": statistics.mean(self.scores),
-            "peak_bytes": max(peaks, default=None),
-        }
 
 
 class Bench:
@@ -125,22 +61,26 @@ class Bench:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def measure(self, cell: Cell, methods: Sequence[Method], shots: Sequence[Shot]) -> list[dict[str, Any]]:
-        """One row a method, dense first."""
-        self._warm_up(cell, methods, shots[0])
-        everything = [DENSE, *methods]
-        tallies = [Tally() for _ in everything]
+    def measure(self, cell: Cell, methods: Sequence[Method], shots: Sequence[Shot], journal: Journal | None = None) -> list[dict[str, Any]]:
+        """One row a method, dense first; pictures that the journal has are not made again."""
+        journal, everything = journal or Journal(), [DENSE, *methods]
+        warm = False
         for number, shot in enumerate(shots):
-            dense = self.sample(DENSE, cell, shot)
-            tallies[0].add(dense, dense, shot.scene)
-            # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
-            for index in random.Random(number).sample(range(1, len(everything)), len(methods)):
-                tallies[index].add(self.sample(everything[index], cell, shot), dense, shot.scene)
+            missing = [method for method in everything if not journal.has(method, cell, shot)]
+            if missing and not warm:
+                self._warm_up(cell, methods, shot)
+                warm = True
+            if missing:
+                self._make(cell, missing, shot, journal, number)
             log.info("%s px, %s steps, %s: picture %s of %s", cell.size, cell.steps, cell.sampler, number + 1, len(shots))
-        return [
-            {**_names(method, cell), **tally.row(method.name not in NOT_COMPARED)}
-            for method, tally in zip(everything, tallies, strict=True)
-        ]
+        return [{**_names(method, cell), **journal.row(method, cell, shots, method.name not in NOT_COMPARED)} for method in everything]
+
+    def _make(self, cell: Cell, methods: Sequence[Method], shot: Shot, journal: Journal, number: int) -> None:
+        """The pictures of one shot, dense before all others as their reference."""
+        dense = self.sample(DENSE, cell, shot)
+        # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
+        for method in random.Random(number).sample(list(methods), len(methods)):
+            journal.add(method, cell, shot, dense if method is DENSE else self.sample(method, cell, shot), dense)
 
     def _warm_up(self, cell: Cell, methods: Sequence[Method], shot: Shot) -> None:
         """Each method once; settings of one method run the same code."""

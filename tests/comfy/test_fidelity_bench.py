@@ -65,6 +65,13 @@ def test_everything_is_written(rows: dict[str, dict[str, Any]], folder: Path) ->
     assert "| fewer_steps | half | 128x128 | 6 | euler |" in (folder / "fidelity.md").read_text(encoding="utf-8")
 
 
+def test_a_picture_in_the_journal_is_not_made_again(rows: dict[str, dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "fidelity.json").unlink()
+    monkeypatch.setattr(Bench, "sample", lambda *_: pytest.fail("sampled again"))
+    again = run(arguments(folder, "--resume"), METHODS)
+    assert {row["method"]: row for row in again} == rows
+
+
 def test_resuming_runs_nothing_twice(rows: dict[str, dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bench, "sample", lambda *_: pytest.fail("sampled again"))
     again = run(arguments(folder, "--resume"), METHODS)

@@ -17,7 +17,7 @@ from safe_dit_engine.bench.diffusers_caches import Unsupported, fewer_steps, tra
 from safe_dit_engine.bench.diffusers_caches import around_calls as around
 from safe_dit_engine.bench.diffusers_fidelity import CHOSEN, DENSE, NAME, Bench, chosen, everything, main, ours
 from safe_dit_engine.bench.diffusers_peers import Peer, defaults, named, sweep
-from safe_dit_engine.bench.side_by_side import Cell, Shot
+from safe_dit_engine.bench.journal import Cell, Shot
 from safe_dit_engine.demo.scenes import scene_from_seed
 
 from .diffusers_pipelines import Tiny, graph, tiny_of

@@ -15,8 +15,9 @@ from safe_dit_engine import presets
 from safe_dit_engine.bench import peers
 from safe_dit_engine.bench.closeness import EQUAL_DB, mean_closeness, ms_ssim, objects_psnr, outline_mask, scales_that_fit
 from safe_dit_engine.bench.fidelity import asked_of, finite, kept_rows, known, parse, shots_of
+from safe_dit_engine.bench.journal import Cell, Journal, Sample, Shot, row_of
 from safe_dit_engine.bench.pareto import AT_OUR_STEPS, compare, curves_of, pareto, quality_at
-from safe_dit_engine.bench.side_by_side import Cell
+from safe_dit_engine.bench.results import save
 from safe_dit_engine.bench.whole_steps import after_warmup, extrapolated, spread_out
 from safe_dit_engine.demo.scenes import held_out_scenes, scene_from_seed
 from safe_dit_engine.schedule import plan_steps
@@ -78,6 +79,26 @@ def test_cells_are_compared_apart() -> None:
     other = [row("fewer_steps", 0.1, 50.0, steps=30), row("ours", 0.2, 60.0, steps=30)]
     assert [reading["difference_db"] for reading in compare([*ROWS, *other]) if reading["steps"] == 30][0] == pytest.approx(10.0)
     assert compare(ROWS) == compare([*ROWS, *other])[: len(compare(ROWS))]
+
+
+def test_the_lead_has_an_interval_where_each_picture_is_known() -> None:
+    known_ones = [
+        {**one, "psnr_db_each": [one["psnr_db"] + d for d in (-1.0, 0.0, 1.0)]} for one in ROWS if one["method"] in ("fewer_steps", "ours")
+    ]
+    found = {reading["at"]: reading for reading in compare(known_ones)}["fast"]
+    # The same pictures are drawn for both, and what is common to both is no doubt about the lead.
+    assert found["difference_db_low"] == pytest.approx(found["difference_db"]) == found["difference_db_high"]
+    known_ones[-2]["psnr_db_each"] = [30.0, 36.0, 42.0]
+    found = {reading["at"]: reading for reading in compare(known_ones)}["fast"]
+    assert found["difference_db_low"] < found["difference_db"] - 1.0 and found["difference_db_high"] > found["difference_db"] + 1.0
+    assert {reading["difference_db_low"] for reading in compare(known_ones) if reading["at"] == "30% of dense"} == {None}
+
+
+@pytest.mark.parametrize("each", [None, [36.0, 36.0]])
+def test_without_each_picture_of_every_row_there_is_no_interval(each: list[float] | None) -> None:
+    rows = [{**one, "psnr_db_each": [one["psnr_db"]] * 3} for one in ROWS if one["method"] in ("fewer_steps", "ours")]
+    rows[-1]["psnr_db_each"] = each
+    assert all(reading["difference_db_low"] is None for reading in compare(rows))
 
 
 # Whole steps
@@ -159,6 +180,59 @@ def test_ms_ssim_is_defined_at_every_size(side: int, scales: int) -> None:
     assert ms_ssim(1.0 - picture, picture) < 0.9
 
 
+# The journal of single pictures
+
+CELL = Cell(64, 4, "euler")
+MACHINE = {"processor": "p", "device": "cpu", "torch": "2"}
+OURS = peers.ours()[0]
+
+
+def sampled(level: float, seconds: float) -> Sample:
+    """A picture made in so many seconds."""
+    return Sample(np.full((64, 64, 3), level), seconds, 10, None)
+
+
+def filled(journal: Journal, shots: list[Shot]) -> Journal:
+    """With one picture a shot, each a tenth off."""
+    for number, shot in enumerate(shots):
+        journal.add(OURS, CELL, shot, sampled(0.6, 1.0 + number), sampled(0.5, 2.0))
+    return journal
+
+
+def test_a_journal_goes_on_where_it_stood(tmp_path: Path) -> None:
+    path, shots = tmp_path / "new" / "fidelity.jsonl", [Shot(scene_from_seed(n), n) for n in range(3)]
+    row_before = filled(Journal(path, MACHINE), shots).row(OURS, CELL, shots, True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('[["cut sho')
+    again = Journal(path, MACHINE, resume=True)
+    assert all(again.has(OURS, CELL, shot) for shot in shots)
+    assert again.row(OURS, CELL, shots, True) == row_before
+    assert not again.has(OURS, CELL, Shot(shots[0].scene, 9)) and not again.has(peers.DENSE, CELL, shots[0])
+    assert not again.has(OURS, Cell(64, 5, "euler"), shots[0])
+    filled(again, shots[:1])
+    assert Journal(path, MACHINE, resume=True).has(OURS, CELL, shots[2])
+
+
+@pytest.mark.parametrize(("machine", "resume"), [({**MACHINE, "torch": "3"}, True), (MACHINE, False)])
+def test_a_journal_begins_anew_on_another_machine_or_unasked(tmp_path: Path, machine: dict[str, str], resume: bool) -> None:
+    shot = Shot(scene_from_seed(0), 0)
+    filled(Journal(tmp_path / "a.jsonl", MACHINE), [shot])
+    assert not Journal(tmp_path / "a.jsonl", machine, resume).has(OURS, CELL, shot)
+    assert not Journal(tmp_path / "a.jsonl", machine, resume=True).has(OURS, CELL, shot)
+
+
+def test_a_row_has_the_median_of_ratios_and_every_picture() -> None:
+    shots = [Shot(scene_from_seed(n), n) for n in range(3)]
+    found = filled(Journal(), shots).row(OURS, CELL, shots, True)
+    assert (found["seconds"], found["seconds_over_dense"], found["rows_computed_share"]) == (2.0, 1.0, 1.0)
+    assert found["psnr_db"] == pytest.approx(20.0) and found["psnr_db_each"] == [20.0] * 3
+    guided = filled(Journal(), shots).row(OURS, CELL, shots, False)
+    assert guided["psnr_db"] is None and guided["psnr_db_each"] is None and guided["oracle_score"] == found["oracle_score"]
+    equal = {"psnr_db": math.inf, "lpips": None}
+    of_equal = {"seconds": 1.0, "seconds_over_dense": 1.0, "rows_computed_share": 1.0, "oracle_score": 1.0, "peak_bytes": 3}
+    assert row_of([{**of_equal, "closeness": equal}], True)["psnr_db_each"] == [EQUAL_DB]
+
+
 # Methods and resuming
 
 
@@ -213,3 +287,11 @@ def test_results_of_another_machine_are_not_kept(tmp_path: Path) -> None:
     assert not known(rows, peers.DENSE, Cell(256, 20, "euler"), {**asked, "prompts": 2})
     assert kept_rows(tmp_path / "fidelity.json", {**machine, "torch": "3"}) == []
     assert kept_rows(tmp_path / "nothing.json", machine) == []
+
+
+def test_numbers_of_a_list_share_a_line(tmp_path: Path) -> None:
+    result = {"rows": [{"psnr_db_each": [1.25, -2.0, 3e-9], "named": ["a 1", "b"], "none": []}]}
+    save(tmp_path, "x", result, "table")
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == result
+    assert '"psnr_db_each": [ 1.25, -2.0, 3e-09 ]' in text
