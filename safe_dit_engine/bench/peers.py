@@ -180,14 +180,26 @@ def presets() -> dict[str, Preset]:
     return {preset_text(name, preset): preset for name, preset in PRESETS.items() if name != "paper"}
 
 
+# Below our cheapest preset, so that the curve goes on to 30 % of dense: custom settings, held and not followed, as long gaps want it.
+SPARSE = {
+    f"custom, warm-up {warmup}": Preset(0.25, refresh_interval=4, warmup_steps=warmup, forecast=0.0, widen=True, held_steps=3, settle=True)
+    for warmup in (2, 1)
+}
+
+
+def settings_of_ours() -> dict[str, Preset]:
+    """Presets and sparser settings, by the text of their setting."""
+    return presets() | {preset_text(name, preset): preset for name, preset in SPARSE.items()}
+
+
 def is_outdated(method: str, setting: str) -> bool:
     """Whether a setting of ours belongs to presets as they were once."""
-    return method in ("ours", "safe_sw") and setting not in presets()
+    return method in ("ours", "safe_sw") and setting not in settings_of_ours()
 
 
 def ours() -> list[Method]:
-    """The presets of the Accelerate node."""
-    found = {text: configured(partition=preset.partition(), schedule=preset.schedule()) for text, preset in presets().items()}
+    """The presets of the Accelerate node, and what a custom setting reaches below them."""
+    found = {text: configured(partition=preset.partition(), schedule=preset.schedule()) for text, preset in settings_of_ours().items()}
     return [Method("ours", text, patch) for text, patch in found.items()]
 
 

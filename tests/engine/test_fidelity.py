@@ -256,6 +256,14 @@ def test_the_peer_with_our_steps_has_them_and_is_not_the_best_peer() -> None:
     assert (reading["best_peer"], reading["difference_db"], reading[AT_OUR_STEPS]) == ("whole_steps_linear", 4.0, 44.0)
 
 
+@pytest.mark.parametrize("total", [20, 30])
+def test_our_curve_goes_down_to_30_percent(total: int) -> None:
+    shares = [len(peers.steps_computed(preset, total)) / total for preset in peers.SPARSE.values()]
+    assert min(shares) == pytest.approx(0.3) and max(shares) <= 0.35
+    assert not any(peers.is_outdated(method.name, method.setting) for method in peers.ours())
+    assert peers.is_outdated("ours", "custom, warm-up 1: as it was")
+
+
 def test_an_unknown_method_is_an_error() -> None:
     assert [method.name for method in peers.named(peers.paper(), ["paper", "dense"])] == ["paper"] * len(peers.paper())
     with pytest.raises(ValueError, match="`papre` is no method"):
