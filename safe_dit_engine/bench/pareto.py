@@ -137,17 +137,21 @@ def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def plot(path: Path, rows: Sequence[Row], cost: str = "seconds_over_dense") -> None:
-    """One panel a cell: every setting as a dot, every family's Pareto curve as a line, `ours` in front."""
+    """One panel a cell, two in a row: every setting as a dot, every family's Pareto curve as a line, `ours` in front."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     cells = cells_of(rows)
-    figure, panels = pyplot.subplots(1, len(cells), figsize=(7 * len(cells), 5.5), squeeze=False)
+    across = min(2, len(cells))
+    down = math.ceil(len(cells) / across)
+    figure, panels = pyplot.subplots(down, across, figsize=(7 * across, 5 * down), squeeze=False)
     families = sorted({row["method"] for row in rows if row["method"] not in OFF_CURVE})
     colours = {family: f"C{index}" for index, family in enumerate(family for family in families if family != OURS)}
-    for panel, (cell, members) in zip(panels[0], cells.items()):
+    for panel in panels.flat[len(cells) :]:
+        panel.remove()
+    for panel, (cell, members) in zip(panels.flat, cells.items()):
         panel.set(title=", ".join(str(part) for part in cell), xlabel=f"{cost}", ylabel="PSNR against dense, dB")
         for family, curve in sorted(curves_of(members, cost).items()):
             _draw(panel, family, curve, members, cost, colours.get(family, "black"))
