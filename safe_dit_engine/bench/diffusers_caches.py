@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from ..hosts.diffusers_schedulers import prediction_of
+from .in_turn import Unsupported
 from .whole_steps import Known, extrapolated
 
 Arguments = dict[str, Any]
@@ -34,10 +35,6 @@ Ratios = WeakKeyDictionary[nn.Module, dict[int, list[float]]]
 
 # What peers put on modules where something may stand already.
 HIDDEN = ("forward", "_diffusers_hook")
-
-
-class Unsupported(Exception):
-    """A peer does not run on a pipeline; the message is one sentence that says why. Raised by `enable` or by a call of the pipeline."""
 
 
 @dataclass(frozen=True)

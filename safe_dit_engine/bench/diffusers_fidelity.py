@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-import random
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,14 +22,15 @@ from ..hosts.diffusers import apply, preset
 from ..masks import MaskMode
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..run import SafeConfig
-from .diffusers_caches import Unsupported, around_calls, cache_dit, whole_steps
+from .clock import now, peak_bytes_of, reset_peak
+from .diffusers_caches import around_calls, cache_dit, whole_steps
 from .diffusers_peers import Peer, named, sweep
 from .fidelity import COLUMNS, COMPARISON_CAPTION, add_shots, asked_of, comparison_table, finite, identity, kept_rows, shots_of
+from .in_turn import NOT_COMPARED, make_in_turn
 from .journal import Cell, Journal, Sample, Shot
 from .pareto import AT_OUR_STEPS, compare, plot
 from .peers import preset_text, steps_computed
 from .results import environment, markdown_table, save
-from .side_by_side import NOT_COMPARED, peak_bytes_of, reset_peak
 
 log = logging.getLogger("safe_dit.bench")
 
@@ -172,9 +171,9 @@ class Bench:
         generator = torch.Generator().manual_seed(shot.seed)
         peak_is_known = reset_peak(self.device)
         with peer.enable(self.pipe), self._counted_rows() as rows:
-            started = self._now()
+            started = now(self.device)
             latents = self.pipe(shot.scene.caption, generator=generator, **call).images
-            seconds, peak = self._now() - started, peak_bytes_of(self.device) if peak_is_known else None
+            seconds, peak = now(self.device) - started, peak_bytes_of(self.device) if peak_is_known else None
         return Sample(self.pipe.decode(latents, "np")[0], seconds, sum(rows), peak)
 
     @contextmanager
@@ -189,41 +188,12 @@ class Bench:
         finally:
             handle.remove()
 
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def measure(self, cell: Cell, peers: Sequence[Peer], shots: Sequence[Shot], journal: Journal | None = None) -> list[dict[str, Any]]:
         """One row a method, dense first; of one that does not run, why. Pictures that the journal has are not made again."""
-        journal, skipped, warm = journal or Journal(), dict[Peer, str](), False
-        for number, shot in enumerate(shots):
-            missing = [peer for peer in (DENSE, *peers) if peer not in skipped and not journal.has(peer, cell, shot)]
-            if missing and not warm:
-                self._warm_up(cell, peers, shot)
-                warm = True
-            if missing:
-                skipped |= self._make(cell, missing, shot, journal, number)
-            log.info("%s px, %s steps: picture %s of %s", cell.size, cell.steps, number + 1, len(shots))
-        ran = {peer: journal.row(peer, cell, shots, peer.name not in NOT_COMPARED) for peer in (DENSE, *peers) if peer not in skipped}
-        return [{**names_of(peer, cell), **ran.get(peer, {"skipped": skipped.get(peer)})} for peer in (DENSE, *peers)]
-
-    def _make(self, cell: Cell, peers: Sequence[Peer], shot: Shot, journal: Journal, number: int) -> dict[Peer, str]:
-        """The pictures of one shot, dense before all others as their reference; what does not run, and why."""
-        dense, skipped = self.sample(DENSE, cell, shot), dict[Peer, str]()
-        # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
-        for peer in random.Random(number).sample(list(peers), len(peers)):
-            try:
-                journal.add(peer, cell, shot, dense if peer is DENSE else self.sample(peer, cell, shot), dense)
-            except Unsupported as error:
-                skipped[peer] = str(error)
-        return skipped
-
-    def _warm_up(self, cell: Cell, peers: Sequence[Peer], shot: Shot) -> None:
-        """Each method once; settings of one method run the same code, and those of MagCache share what it learns."""
-        for peer in {peer.name: peer for peer in (DENSE, *peers)}.values():
-            with suppress(Unsupported):
-                self.sample(peer, cell, shot)
+        journal, everything = journal or Journal(), [DENSE, *peers]
+        skipped = make_in_turn(self.sample, everything, cell, shots, journal)
+        ran = {peer: journal.row(peer, cell, shots, peer.name not in NOT_COMPARED) for peer in everything if peer not in skipped}
+        return [{**names_of(peer, cell), **ran.get(peer, {"skipped": skipped.get(peer)})} for peer in everything]
 
 
 def names_of(peer: Peer, cell: Cell) -> dict[str, Any]:

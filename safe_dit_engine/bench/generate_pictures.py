@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from ..hosts.diffusers import apply
 from ..report import RunReport
+from .clock import now
 from .results import environment, psnr_db
 
 DENSE = "dense"
@@ -101,9 +101,9 @@ class Maker:
         on_gpu = self._asked.device == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        started = self._now()
+        started = now(self._asked.device)
         picture = self.pipe(**call).images[0]
-        return picture, self._now() - started, torch.cuda.max_memory_allocated() if on_gpu else None
+        return picture, now(self._asked.device) - started, torch.cuda.max_memory_allocated() if on_gpu else None
 
     def _prompt(self, shot: Shot) -> dict[str, Any]:
         if self._asked.random_weights:
@@ -111,11 +111,6 @@ class Maker:
 
             return {**random_prompt(self.pipe, shot.number), "output_type": "latent"}
         return {"prompt": shot.prompt}
-
-    def _now(self) -> float:
-        if self._asked.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def _written(self, shot: Shot, ours: Sample, dense: Sample | None) -> list[str]:
         pictures = {f"{shot.stem}.png": ours.picture}

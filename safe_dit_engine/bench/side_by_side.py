@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .clock import now, peak_bytes_of, reset_peak
+from .in_turn import NOT_COMPARED, make_in_turn
 from .journal import Cell, Journal, Sample, Shot
 from .peers import DENSE, Method
 
-log = logging.getLogger("safe_dit.bench")
-
 CFG, SCHEDULER = 4.0, "simple"
-# Judged by what is in the picture: it differs from dense on purpose.
-NOT_COMPARED = ("safe_sw",)
-PROCESS = Path("/proc/self")
 
 
 class Bench:
@@ -46,9 +39,9 @@ class Bench:
         noise, prompts = prepare_noise(latent, shot.seed), [self._prompt(text) for text in (shot.scene.caption, "")]
         peak_is_known = reset_peak(self.device)
         with torch.inference_mode(), _counted_rows(patched.model.diffusion_model) as rows:
-            started = self._now()
+            started = now(self.device)
             samples = sample_custom(patched, noise, CFG, sampler_object(cell.sampler), sigmas, *prompts, latent, disable_pbar=True)
-            seconds, peak = self._now() - started, peak_bytes_of(self.device) if peak_is_known else None
+            seconds, peak = now(self.device) - started, peak_bytes_of(self.device) if peak_is_known else None
             picture = self._vae.decode(samples)[0].clamp(0, 1).float().cpu().numpy()
         return Sample(picture, seconds, sum(rows), peak)
 
@@ -58,36 +51,11 @@ class Bench:
                 self._prompts[text] = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))
         return self._prompts[text]
 
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def measure(self, cell: Cell, methods: Sequence[Method], shots: Sequence[Shot], journal: Journal | None = None) -> list[dict[str, Any]]:
         """One row a method, dense first; pictures that the journal has are not made again."""
         journal, everything = journal or Journal(), [DENSE, *methods]
-        warm = False
-        for number, shot in enumerate(shots):
-            missing = [method for method in everything if not journal.has(method, cell, shot)]
-            if missing and not warm:
-                self._warm_up(cell, methods, shot)
-                warm = True
-            if missing:
-                self._make(cell, missing, shot, journal, number)
-            log.info("%s px, %s steps, %s: picture %s of %s", cell.size, cell.steps, cell.sampler, number + 1, len(shots))
+        make_in_turn(self.sample, everything, cell, shots, journal)
         return [{**_names(method, cell), **journal.row(method, cell, shots, method.name not in NOT_COMPARED)} for method in everything]
-
-    def _make(self, cell: Cell, methods: Sequence[Method], shot: Shot, journal: Journal, number: int) -> None:
-        """The pictures of one shot, dense before all others as their reference."""
-        dense = self.sample(DENSE, cell, shot)
-        # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
-        for method in random.Random(number).sample(list(methods), len(methods)):
-            journal.add(method, cell, shot, dense if method is DENSE else self.sample(method, cell, shot), dense)
-
-    def _warm_up(self, cell: Cell, methods: Sequence[Method], shot: Shot) -> None:
-        """Each method once; settings of one method run the same code."""
-        for method in {method.name: method for method in (DENSE, *methods)}.values():
-            self.sample(method, cell, shot)
 
 
 def _names(method: Method, cell: Cell) -> dict[str, Any]:
@@ -105,24 +73,3 @@ def _counted_rows(module: Any) -> Iterator[list[int]]:
         yield rows
     finally:
         handle.remove()
-
-
-def reset_peak(device: str) -> bool:
-    """Start over with the peak of memory; False where that cannot be done."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return True
-    try:
-        # 5 resets the peak of the resident set (Linux: proc(5)).
-        (PROCESS / "clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes_of(device: str) -> int | None:
-    """Peak of memory since `reset_peak`: allocated on a GPU, the resident set on a CPU; None where it is not known."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

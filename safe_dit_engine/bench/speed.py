@@ -25,11 +25,12 @@ from ..hosts.diffusers import apply, preset
 from ..masks import MaskMode
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..run import SafeConfig
-from .diffusers_caches import Unsupported, cache_dit
+from .diffusers_caches import cache_dit
 from .diffusers_fidelity import in_proportion
 from .diffusers_models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, subject_of
 from .diffusers_peers import Peer, defaults
-from .fidelity import SAME_MACHINE
+from .in_turn import Unsupported
+from .journal import SAME_MACHINE
 from .peers import preset_text
 from .results import environment, markdown_table, save
 from .speed_figures import BASELINES, CELL, COMPARED, Row, compared, completed, identity, judged, raw

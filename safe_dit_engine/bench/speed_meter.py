@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..hosts.diffusers import Accelerated
 from ..report import RunReport
 from ..schedule import StepKind
+from .clock import now, peak_bytes_of, reset_peak
 from .diffusers_models import Subject
-from .side_by_side import peak_bytes_of, reset_peak
 
 Enable = Callable[[Any], AbstractContextManager[Any]]
 
@@ -136,13 +136,6 @@ def _counted(layer: nn.Module, names: list[str], rows: Counter[str]) -> Any:
         rows.update(dict.fromkeys(names, inputs[0].shape[:-1].numel()))
 
     return layer.register_forward_pre_hook(count)
-
-
-def now(device: str) -> float:
-    """The clock, once the GPU has done what it was told."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def release(device: str) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dit_engine.bench.diffusers_caches import Unsupported, fewer_steps, traits_of, whole_steps
 from safe_dit_engine.bench.diffusers_caches import around_calls as around
+from safe_dit_engine.bench.diffusers_caches import fewer_steps, traits_of, whole_steps
 from safe_dit_engine.bench.diffusers_fidelity import CHOSEN, DENSE, NAME, Bench, chosen, everything, main, ours
 from safe_dit_engine.bench.diffusers_peers import Peer, defaults, named, sweep
+from safe_dit_engine.bench.in_turn import Unsupported
 from safe_dit_engine.bench.journal import Cell, Shot
 from safe_dit_engine.demo.scenes import scene_from_seed
 
