@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
 
     `forecast`: how far what is not computed follows the line through its last two values: 0 holds the last (the paper), 1 follows it.
-    `widen`: the first third of the cycles, where the picture still changes fast, are about half as long.
+    `widen`: the first third of the cycles, where the picture still changes fast, are shorter: they grow from 2 steps to the interval.
     `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
     `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
     `cache`: how keys and values are kept in between; auto goes by the memory that is free.
@@ -76,10 +77,13 @@ def plan_steps(total: int, warmup: int, schedule: ScheduleConfig, window: tuple[
     first, last = window if window is not None else (0, total)
     opens, closes = min(max(first, warmup), total), min(last, total)
     kinds = [StepKind.WARMUP] * opens
-    short = math.ceil((closes - opens) / schedule.refresh_interval / 3) if schedule.widen else 0
-    while len(kinds) < closes:
-        kinds += _cycle(schedule, (schedule.refresh_interval + 2) // 2 if short > 0 else schedule.refresh_interval)
-        short -= 1
+    interval = schedule.refresh_interval
+    short = math.ceil((closes - opens) / interval / 3) if schedule.widen else 0
+    growing = [2 + index * (interval - 2) // short for index in range(short)]
+    for length in itertools.chain(growing, itertools.repeat(interval)):
+        if len(kinds) >= closes:
+            break
+        kinds += _cycle(schedule, length)
     kinds = kinds[: max(opens, closes)]
     return tuple(kinds + [StepKind.ANCHOR] * (total - len(kinds)))
 

@@ -18,7 +18,7 @@ from typing import Any
 from ..demo.scenes import held_out_scenes, scene_from_seed
 from .in_process import import_comfyui
 from .journal import SAME_MACHINE, Cell, Journal, Shot
-from .pareto import CELL, Curves, compare, curves_of, plot
+from .pareto import CELL, Curves, compare, curves_of, near_the_best, plot
 from .peers import DENSE, Method, chosen, is_outdated, named, sweep
 from .results import environment, markdown_table, save
 from .side_by_side import Bench
@@ -28,8 +28,8 @@ log = logging.getLogger("safe_dit.bench")
 NAME = "fidelity"
 TUNING_SEED = 5000
 COLUMNS = (
-    "method", "setting", *CELL, "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects", "psnr_db_edges",
-    "ssim", "ms_ssim", "lpips", "oracle_score", "peak_bytes",
+    "method", "setting", *CELL, "prompts", "seeds", "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects",
+    "psnr_db_edges", "ssim", "ms_ssim", "lpips", "oracle_score", "peak_bytes",
 )  # fmt: skip
 COMPARED = (
     *CELL, "at", "cost", "ours_db", "best_peer", "best_peer_db", "difference_db", "difference_db_low", "difference_db_high",
@@ -37,16 +37,18 @@ COMPARED = (
 )  # fmt: skip
 Publish = Callable[[argparse.Namespace, dict[str, Any], list[dict[str, Any]]], None]
 # What a row is a result of: the same on both sides, and it need not be measured again.
-IDENTITY = ("method", "setting", *CELL, "set", "prompts", "seeds", "seed")
+WHAT = ("method", "setting", *CELL)
+IDENTITY = (*WHAT, "set", "prompts", "seeds", "seed")
 CAPTION = """\
 `seconds` is the median time of the sampler, `seconds_over_dense` the median ratio to the dense run of the same prompt and seed.
 `rows_computed_share` counts the rows that pass the middle block. No mask reaches attention in this model, so `dense_fast_path` is `dense`
-and is not run twice. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose."""
+and is not run twice. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose. Rows of fewer
+pictures (`prompts` x `seeds`) than others of their cell are of a first round that left their methods behind (`--finals`)."""
 COMPARISON_CAPTION = """\
 Closeness at the same cost ({cost}), in dB of PSNR against dense, read on each family's Pareto curve by linear interpolation; empty below
 its cheapest setting, its best setting above the dearest. `linear_at_our_steps` is `whole_steps_linear` with the steps that our presets
 compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own. `difference_db_low` and `_high`: the lead in
-95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured."""
+95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured. Rows of the most pictures of a cell only."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     log.setLevel(logging.INFO)
     import_comfyui(arguments.device)
     methods = sweep() if arguments.sweep else chosen()
-    rows = run(arguments, named(methods, arguments.methods) if arguments.methods else methods)
+    rows = run(arguments, named(methods, arguments.methods) if arguments.methods else methods, finals=arguments.finals)
     log.info(comparison_table(rows, arguments.cost))
     return 0
 
@@ -67,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_common(parser, NAME)
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
     parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
+    parser.add_argument("--finals", action="store_true", help="with --resume: leave out what earlier rows in DIR show to be far behind")
     parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
     return small(parser.parse_args(argv))
 
@@ -99,8 +102,10 @@ def small(arguments: argparse.Namespace) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, methods: Sequence[Method], name: str = NAME, publish: Publish | None = None) -> list[dict[str, Any]]:
-    """Every cell in turn; what is there so far is published after each."""
+def run(
+    arguments: argparse.Namespace, methods: Sequence[Method], name: str = NAME, publish: Publish | None = None, finals: bool = False
+) -> list[dict[str, Any]]:
+    """Every cell in turn; what is there so far is published after each. `finals`: without what earlier rows show to be far behind."""
     bench = Bench(arguments.device)
     machine = environment(arguments.device)
     journal = Journal(arguments.out / f"{name}.jsonl", machine, arguments.resume)
@@ -108,12 +113,28 @@ def run(arguments: argparse.Namespace, methods: Sequence[Method], name: str = NA
     shots, asked = shots_of(arguments), asked_of(arguments)
     for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
         cell = Cell(*parts)
-        missing = [method for method in methods if not known(rows, method, cell, asked)]
+        racing = finalists(methods, rows, cell, asked, arguments.cost) if finals else methods
+        missing = [method for method in racing if not known(rows, method, cell, asked)]
         if missing or not known(rows, DENSE, cell, asked):
             fresh = [{**row, **asked} for row in bench.measure(cell, missing, shots, journal)]
-            rows += [row for row in fresh if identity(row) not in {identity(old) for old in rows}]
+            rows = merged(rows, fresh)
         (publish or publish_comparison)(arguments, machine, [finite(row) for row in rows])
     return rows
+
+
+def finalists(methods: Sequence[Method], rows: Sequence[dict[str, Any]], cell: Cell, asked: dict[str, Any], cost: str) -> list[Method]:
+    """The methods that could still be the best peer of a cell: without those that a first round of other pictures left behind."""
+    in_cell = [row for row in rows if identity(row)[2:5] == _names_of(cell)]
+    others = {(row["method"], row["setting"]) for row in in_cell if {key: row[key] for key in asked} != asked}
+    behind = others - near_the_best(in_cell, cost)
+    return [method for method in methods if (method.name, method.setting) not in behind]
+
+
+def merged(rows: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows and fresh ones, these in place of rows of the same setting on other pictures; dense comes along and may be known."""
+    new = [row for row in fresh if identity(row) not in {identity(old) for old in rows}]
+    anew = {tuple(row[key] for key in WHAT) for row in new}
+    return [row for row in rows if tuple(row[key] for key in WHAT) not in anew] + new
 
 
 def shots_of(arguments: argparse.Namespace) -> list[Shot]:
@@ -137,9 +158,12 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def known(rows: Iterable[dict[str, Any]], method: Method, cell: Cell, asked: dict[str, Any]) -> bool:
     """Whether a method has been measured in a cell."""
-    resolution = f"{cell.size}x{cell.size}"
-    wanted = (method.name, method.setting, resolution, cell.steps, cell.sampler, *asked.values())
+    wanted = (method.name, method.setting, *_names_of(cell), *asked.values())
     return any(identity(row) == wanted for row in rows)
+
+
+def _names_of(cell: Cell) -> tuple[Any, ...]:
+    return (f"{cell.size}x{cell.size}", cell.steps, cell.sampler)
 
 
 def kept_rows(path: Path, machine: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ DRAWS, INTERVAL = 400, (2.5, 97.5)
 OURS = "ours"
 # Has a curve but is no peer: it borrows the steps that we chose, and shows how much of our lead is their choice.
 AT_OUR_STEPS = "linear_at_our_steps"
+# In a first round of few pictures, a peer this far below the best one at its cost is out of the race.
+OUT_OF_REACH_DB = 3.0
 # Not on a curve: the reference itself, and what differs from it on purpose.
 OFF_CURVE = ("dense", "safe_sw")
 
@@ -61,7 +63,8 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
     `difference_db_low` and `_high` are what the lead would be with other pictures: None where rows do not say each picture's PSNR.
     """
     compared = []
-    for cell, members in cells_of(rows).items():
+    for cell, everybody in cells_of(rows).items():
+        members = _of_most_pictures(everybody)
         curves = curves_of(members, cost)
         details = {detail: curves_of(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
         intervals = lead_intervals(members, cost)
@@ -72,6 +75,21 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
                 reading[f"difference_db_{detail}"] = _against_peers(of_detail, where, row, f"psnr_db_{detail}")["difference_db"]
             compared.append(reading)
     return compared
+
+
+def _of_most_pictures(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a cell that can be compared: those whose methods were still in the race when most pictures were made."""
+    counts = [row.get("prompts", 1) * row.get("seeds", 1) for row in rows]
+    return [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]
+
+
+def near_the_best(rows: Sequence[Row], cost: str = "seconds_over_dense") -> set[tuple[str, str]]:
+    """Methods and settings of a cell that are not out of reach of the best peer at their cost, and those that do not race with it."""
+    racing = [row for row in rows if row["method"] not in (OURS, *OFF_CURVE) and row["psnr_db"] is not None]
+    peers = [row for row in racing if row["method"] != AT_OUR_STEPS]
+    best = pareto((row[cost], row["psnr_db"]) for row in peers)
+    behind = [row for row in racing if row["psnr_db"] < _or_least(quality_at(best, row[cost])) - OUT_OF_REACH_DB]
+    return {(row["method"], row["setting"]) for row in rows if row not in behind}
 
 
 def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | None]]:

@@ -14,7 +14,7 @@ import torch
 from safe_dit_engine import presets
 from safe_dit_engine.bench import peers
 from safe_dit_engine.bench.closeness import EQUAL_DB, mean_closeness, ms_ssim, objects_psnr, outline_mask, scales_that_fit
-from safe_dit_engine.bench.fidelity import asked_of, finite, kept_rows, known, parse, shots_of
+from safe_dit_engine.bench.fidelity import asked_of, finalists, finite, kept_rows, known, merged, parse, shots_of
 from safe_dit_engine.bench.journal import Cell, Journal, Sample, Shot, row_of
 from safe_dit_engine.bench.pareto import AT_OUR_STEPS, compare, curves_of, pareto, quality_at
 from safe_dit_engine.bench.results import save
@@ -117,7 +117,7 @@ def test_steps_spread_evenly_or_dense_at_the_start() -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("power", [1.0, 1.4, 1.8])
+@pytest.mark.parametrize("power", [1.0, 1.2, 1.4, 1.8])
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
 def test_as_many_steps_are_computed_as_asked(count: int, power: float, last: bool) -> None:
     steps = spread_out(20, count, power, last)
@@ -258,10 +258,10 @@ def test_the_peer_with_our_steps_has_them_and_is_not_the_best_peer() -> None:
 
 @pytest.mark.parametrize("total", [20, 30])
 def test_our_curve_goes_down_to_30_percent(total: int) -> None:
-    shares = [len(peers.steps_computed(preset, total)) / total for preset in peers.SPARSE.values()]
-    assert min(shares) == pytest.approx(0.3) and max(shares) <= 0.35
+    shares = [len(peers.steps_computed(preset, total)) / total for preset in peers.settings_of_ours().values()]
+    assert min(shares) == pytest.approx(0.3)
     assert not any(peers.is_outdated(method.name, method.setting) for method in peers.ours())
-    assert peers.is_outdated("ours", "custom, warm-up 1: as it was")
+    assert peers.is_outdated("ours", "fast: as it was")
 
 
 def test_an_unknown_method_is_an_error() -> None:
@@ -295,6 +295,40 @@ def test_results_of_another_machine_are_not_kept(tmp_path: Path) -> None:
     assert not known(rows, peers.DENSE, Cell(256, 20, "euler"), {**asked, "prompts": 2})
     assert kept_rows(tmp_path / "fidelity.json", {**machine, "torch": "3"}) == []
     assert kept_rows(tmp_path / "nothing.json", machine) == []
+
+
+FIRST, FINAL = {"set": "held-out", "prompts": 4, "seeds": 1, "seed": 0}, {"set": "held-out", "prompts": 32, "seeds": 2, "seed": 0}
+ROUND = [
+    {**one, **FIRST}
+    for one in (
+        row("dense", 1.0, None), row("safe_sw", 0.5, None), row("ours", 0.5, 20.0), row("whole_steps_hold", 0.4, 40.0, setting="a"),
+        row("whole_steps_hold", 0.5, 37.5, setting="b"), row("fewer_steps", 0.5, 36.9), row(AT_OUR_STEPS, 0.5, 36.9), row("ras", 0.3, 10.0),
+    )
+]  # fmt: skip
+
+
+def test_only_what_a_first_round_shows_to_be_far_behind_is_left_out() -> None:
+    methods = [peers.Method(one["method"], one["setting"]) for one in ROUND] + [peers.Method("new", "x")]
+    left = finalists(methods, ROUND, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
+    assert {method.name for method in methods} - {method.name for method in left} == {"fewer_steps", AT_OUR_STEPS}
+    assert [method.setting for method in left if method.name == "whole_steps_hold"] == ["a", "b"]
+    assert finalists(methods, ROUND, Cell(512, 20, "euler"), FINAL, "seconds_over_dense") == methods
+    assert finalists(methods, ROUND, Cell(256, 20, "euler"), FIRST, "seconds_over_dense") == methods
+
+
+def test_after_the_finals_nobody_is_back_in_the_race() -> None:
+    finals = [{**one, **FINAL} for one in ROUND if one["method"] not in ("fewer_steps", AT_OUR_STEPS)]
+    rows = merged(ROUND, finals)
+    assert [one["method"] for one in rows if one["prompts"] == 4] == ["fewer_steps", AT_OUR_STEPS]
+    assert merged(rows, [{**finals[0], "seconds_over_dense": 2.0}]) == rows
+    left = finalists([peers.Method("fewer_steps", "x"), peers.Method("ras", "x")], rows, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
+    assert [method.name for method in left] == ["ras"]
+
+
+def test_rows_of_fewer_pictures_are_not_compared() -> None:
+    rows = [{**row("ours", 0.5, 40.0), **FINAL}, {**row("whole_steps_hold", 0.5, 38.0), **FINAL}, {**row("ras", 0.5, 50.0), **FIRST}]
+    reading = compare(rows)[0]
+    assert (reading["best_peer"], reading["difference_db"]) == ("whole_steps_hold", pytest.approx(2.0))
 
 
 def test_numbers_of_a_list_share_a_line(tmp_path: Path) -> None:

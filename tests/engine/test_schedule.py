@@ -31,10 +31,18 @@ def test_plan_as_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
-    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasassassassassa"), (4, "wwwwssassasssasssass")],
+    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasassassassassa"), (4, "wwwwsassasssasssasss")],
 )
 def test_widening_cycles(interval: int, expected: str) -> None:
     assert plan(20, 4, interval, widen=True) == expected
+
+
+@given(st.integers(1, 60), st.integers(1, 10), st.integers(2, 20))
+def test_widening_cycles_grow_from_two_steps_to_the_interval(total: int, warmup: int, interval: int) -> None:
+    *cycles, last = [len(cycle) + 1 for cycle in re.split("a", plan(total, warmup, interval, widen=True).lstrip("w"))]
+    assert cycles == sorted(cycles) and last <= interval + 1
+    third = -(-(total - warmup) // interval // 3) if total > warmup else 0
+    assert cycles[:1] in ([], [2]) and all(length == interval for length in cycles[third + 1 :])
 
 
 @given(

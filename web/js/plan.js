@@ -24,10 +24,9 @@ export function planSteps(total, warmup, schedule, window = [0, total]) {
   const interval = schedule.refresh_interval;
   /** @type {Kind[]} */
   let kinds = Array(opens).fill("warmup");
-  let short = schedule.widen ? Math.ceil((closes - opens) / interval / 3) : 0;
-  while (kinds.length < closes) {
-    kinds.push(...cycle(schedule, short > 0 ? Math.floor((interval + 2) / 2) : interval));
-    short -= 1;
+  const short = schedule.widen ? Math.ceil((closes - opens) / interval / 3) : 0;
+  for (let index = 0; kinds.length < closes; index += 1) {
+    kinds.push(...cycle(schedule, index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval));
   }
   kinds = kinds.slice(0, Math.max(opens, closes));
   return [...kinds, ...Array(total - kinds.length).fill("anchor")];
