@@ -42,6 +42,6 @@ PRESETS = {
     "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, widen=False, held_steps=1, settle=True),
     "balanced": Preset(0.25, refresh_interval=3, warmup_steps=4, forecast=0.3, widen=True, held_steps=2, settle=True),
     "fast": Preset(0.25, refresh_interval=3, warmup_steps=2, forecast=0.15, widen=True, held_steps=2, settle=True),
-    "draft": Preset(0.25, refresh_interval=4, warmup_steps=1, forecast=0.0, widen=True, held_steps=3, settle=True),
+    "draft": Preset(0.25, refresh_interval=4, warmup_steps=2, forecast=0.0, widen=True, held_steps=3, settle=True),
     "paper": Preset(0.25, refresh_interval=4, warmup_steps=4, forecast=0.0, widen=False, held_steps=0, settle=False),
 }
