@@ -29,7 +29,10 @@ def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
             "widen",
             default=widen,
             advanced=True,
-            tooltip=f"{when}Refresh more often in the first third, where the picture still changes fast: every 2 steps at first, then less and less often.",
+            tooltip=(
+                f"{when}Refresh more often in the first third, where the picture still changes fast: every 2 steps at first, then less "
+                "and less often."
+            ),
         ),
     ]
 

@@ -190,7 +190,9 @@ def settings_of_ours() -> dict[str, Preset]:
 
 
 def is_outdated(method: str, setting: str) -> bool:
-    """Whether a setting of ours belongs to presets as they were once."""
+    """Whether a setting of ours, or a peer's that borrows our steps, is of presets as they were once."""
+    if method == AT_OUR_STEPS:
+        return setting not in CHOSEN[AT_OUR_STEPS]
     return method in ("ours", "safe_sw") and setting not in settings_of_ours()
 
 
@@ -226,7 +228,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         "30% even, x0.6", "30% rather early, x0.6", "40% even, x0.6", "warm-up 4, 1 of 3, x0.6", "50% early, x0.6",
         "warm-up 4, 1 of 2, x0.6", "60% early, last, x0.6",
     ),
-    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name in ("quality", "balanced", "fast", "draft")),
+    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name in ("quality", "balanced", "fast")),
     "whole_steps_taylor": ("40% even, x0.5", "warm-up 4, 1 of 2, x0.5"),
     "ras": ("keep 0.25, interval 4, warm-up 4", "keep 0.25, interval 2, warm-up 4"),
     "paper": ("keep 0.25, interval 4, warm-up 4", "keep 0.25, interval 2, warm-up 4"),

@@ -261,7 +261,8 @@ def test_our_curve_goes_down_to_30_percent(total: int) -> None:
     shares = [len(peers.steps_computed(preset, total)) / total for preset in peers.settings_of_ours().values()]
     assert min(shares) == pytest.approx(0.3)
     assert not any(peers.is_outdated(method.name, method.setting) for method in peers.ours())
-    assert peers.is_outdated("ours", "fast: as it was")
+    assert peers.is_outdated("ours", "fast: as it was") and not peers.is_outdated("fewer_steps", "fast: as it was")
+    assert peers.is_outdated(AT_OUR_STEPS, "fastest's steps, x0.6") and not peers.is_outdated(AT_OUR_STEPS, "fast's steps, x0.6")
 
 
 def test_an_unknown_method_is_an_error() -> None:
@@ -321,7 +322,8 @@ def test_after_the_finals_nobody_is_back_in_the_race() -> None:
     rows = merged(ROUND, finals)
     assert [one["method"] for one in rows if one["prompts"] == 4] == ["fewer_steps", AT_OUR_STEPS]
     assert merged(rows, [{**finals[0], "seconds_over_dense": 2.0}]) == rows
-    left = finalists([peers.Method("fewer_steps", "x"), peers.Method("ras", "x")], rows, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
+    both = [peers.Method("fewer_steps", "x"), peers.Method("ras", "x")]
+    left = finalists(both, rows, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
     assert [method.name for method in left] == ["ras"]
 
 
