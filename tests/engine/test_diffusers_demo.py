@@ -91,11 +91,12 @@ def test_kinds_of_output_and_a_bad_size(pipe: Any) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets(pipe: Any, preset: str) -> None:
-    plain, before = sample(pipe), graph(pipe)
+    steps = {"num_inference_steps": 20}  # fewer are more than the sparsest preset is meant for
+    plain, before = sample(pipe, **steps), graph(pipe)
     with apply(pipe, preset) as safe:
-        found = sample(pipe)
+        found = sample(pipe, **steps)
     report = safe.report()
     assert report.notes == [] and report.backbone == "Lumina-Image 2"
     assert report.rows_computed_share < 0.8 and not torch.equal(found, plain)
     assert (found - plain).square().mean() < 0.15 * plain.square().mean()
-    assert graph(pipe) == before and torch.equal(sample(pipe), plain)
+    assert graph(pipe) == before and torch.equal(sample(pipe, **steps), plain)
