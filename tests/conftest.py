@@ -3,30 +3,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadFileScheduling
 
 from safe_dit_engine.bench.server import ComfyServer
 
 # A busy machine is no failure.
 settings.register_profile("safe_dit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("safe_dit")
-
-
-class Scheduling(LoadFileScheduling):
-    """A file at a time, so that what its tests share is made once; those of the browser after one another: two are slow on two cores."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "tests/web" if nodeid.startswith("tests/web/") else super()._split_scope(nodeid)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    """How `python3 dev.py test` deals the tests out to its workers."""
-    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
