@@ -18,7 +18,7 @@ from typing import Any
 from ..demo.scenes import held_out_scenes, scene_from_seed
 from .in_process import import_comfyui
 from .journal import SAME_MACHINE, Cell, Journal, Shot
-from .pareto import CELL, Curves, compare, curves_of, near_the_best, plot
+from .pareto import CELL, Curves, compare, curves_of, near_the_best, of_most_pictures, plot
 from .peers import DENSE, Method, chosen, is_outdated, named, sweep
 from .results import environment, markdown_table, save
 from .side_by_side import Bench
@@ -123,10 +123,11 @@ def run(
 
 
 def finalists(methods: Sequence[Method], rows: Sequence[dict[str, Any]], cell: Cell, asked: dict[str, Any], cost: str) -> list[Method]:
-    """The methods that could still be the best peer of a cell: without those that a first round of other pictures left behind."""
+    """The methods that could still be the best peer of a cell: without those that rounds of other pictures left behind."""
     in_cell = [row for row in rows if identity(row)[2:5] == _names_of(cell)]
     others = {(row["method"], row["setting"]) for row in in_cell if {key: row[key] for key in asked} != asked}
-    behind = others - near_the_best(in_cell, cost)
+    # Rows of fewer pictures were left behind before; beside figures of other pictures they could seem to be near again.
+    behind = others - near_the_best(of_most_pictures(in_cell), cost)
     return [method for method in methods if (method.name, method.setting) not in behind]
 
 

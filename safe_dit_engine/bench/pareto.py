@@ -64,7 +64,7 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
     """
     compared = []
     for cell, everybody in cells_of(rows).items():
-        members = _of_most_pictures(everybody)
+        members = of_most_pictures(everybody)
         curves = curves_of(members, cost)
         details = {detail: curves_of(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
         intervals = lead_intervals(members, cost)
@@ -77,7 +77,7 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
     return compared
 
 
-def _of_most_pictures(rows: Sequence[Row]) -> list[Row]:
+def of_most_pictures(rows: Sequence[Row]) -> list[Row]:
     """The rows of a cell that can be compared: those whose methods were still in the race when most pictures were made."""
     counts = [row.get("prompts", 1) * row.get("seeds", 1) for row in rows]
     return [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]

@@ -327,6 +327,9 @@ def test_after_the_finals_nobody_is_back_in_the_race() -> None:
     both = [peers.Method("fewer_steps", "x"), peers.Method("ras", "x")]
     left = finalists(both, rows, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
     assert [method.name for method in left] == ["ras"]
+    lower = [{**one, "psnr_db": one["psnr_db"] and one["psnr_db"] - 2.0} if one in finals else one for one in rows]
+    left = finalists(both, lower, Cell(256, 20, "euler"), {**FINAL, "prompts": 64}, "seconds_over_dense")
+    assert [method.name for method in left] == ["ras"], "pictures of the finals are harder, and fewer_steps seems near again"
 
 
 def test_rows_of_fewer_pictures_are_not_compared() -> None:
