@@ -118,13 +118,28 @@ def test_padded_text_is_trimmed(family: str, padding: Any, request: pytest.Fixtu
     assert difference(found, plain) <= 1e-5
 
 
+def own_keys_only(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor, **kwargs: Any) -> Tensor:
+    """What trimming means, spelled out: each row of the batch on its own, with the keys its mask lets through and no mask."""
+    keys, found = 2 if kwargs.get("skip_reshape") else 1, []
+    for row, let_through in enumerate((mask > -1e4).expand(q.shape[0], *mask.shape[1:]).flatten(1, -2)):
+        assert (let_through == let_through[0]).all(), "every query has the same keys"
+        own_k, own_v = (part[row, None].index_select(keys, let_through[0].nonzero()[:, 0]) for part in (k, v))
+        found.append(func(q[row, None], own_k, own_v, heads, mask=None, **kwargs))
+    return torch.cat(found)
+
+
 @pytest.mark.parametrize("padding", PADDED.values(), ids=PADDED)
 def test_padded_text_is_trimmed_in_bfloat16(lens_in_bfloat16: Any, lens: Any, padding: Any, record_property: Record) -> None:
-    """No two CPUs round alike there, so float32 is the judge: trimming goes no farther from it, and is no other picture."""
+    """No two CPUs round alike there. The judges: trimming spelled out in the same arithmetic, and float32: it goes no farther from it."""
     found, plain, unpadded = trimmed_and_not(lens_in_bfloat16, padding)
+    spelled_out = lens_in_bfloat16.model.clone()
+    spelled_out.model_options["transformer_options"][OVERRIDE] = own_keys_only
+    eager = lens_in_bfloat16.sample(spelled_out, **lens_in_bfloat16.prompts(*padding), images=2)
     exact = lens.sample(lens.model, **lens.prompts(*padding), images=2)
+    record_property("largest difference", difference(found, eager))
     record_property("of the way to float32", rms_difference(found, exact) / rms_difference(plain, exact))
     record_property("of the padding's effect", rms_difference(found, plain) / rms_difference(unpadded, plain))
+    assert difference(found, eager) <= 1e-5
     assert rms_difference(found, exact) <= 1.01 * rms_difference(plain, exact)
     assert rms_difference(found, plain) <= rms_difference(unpadded, plain) / 3
 
