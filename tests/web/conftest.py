@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,18 @@ QUEUE = """async () => {
     return await app.queuePrompt(0);
 }"""
 
+SETTING_VALUES = "() => Object.keys(app.ui.settings.settingsLookup).map((name) => [name, app.extensionManager.setting.get(name)])"
+# What a test may have left: settings, its workflows, messages, a pressed button, the size of letters.
+RESET = """async ([values, empty]) => {
+    const { setting, toast, workflow } = app.extensionManager;
+    for (const [name, value] of values)
+        if (JSON.stringify(setting.get(name)) !== JSON.stringify(value)) await setting.set(name, value);
+    await app.loadGraphData(empty, true, true, 'empty');
+    for (const open of [...workflow.openWorkflows]) if (open !== workflow.activeWorkflow) await workflow.closeWorkflow(open);
+    toast.removeAll();
+    document.documentElement.style.fontSize = '';
+}"""
+
 
 @dataclass
 class PageRun:
@@ -56,6 +69,7 @@ class Frontend:
     server: ComfyServer
     errors: list[str] = field(default_factory=list)
     name: str = ""
+    settings: list[tuple[str, Any]] = field(default_factory=list)
 
     def listen(self) -> None:
         """Collect console errors and exceptions nobody caught."""
@@ -81,6 +95,15 @@ class Frontend:
         workflow = read_workflow(name)
         self.load(workflow)
         return workflow
+
+    def keep_settings(self) -> None:
+        """Remember the settings as they are, for `reset`."""
+        self.settings = self.page.evaluate(SETTING_VALUES)
+
+    def reset(self) -> None:
+        """Back to an empty graph and the settings kept, with no other workflow open."""
+        self.page.mouse.up()
+        self.page.evaluate(RESET, [self.settings, EMPTY])
 
     def set_widgets(self, **values: Any) -> None:
         """Set every widget of these names on all nodes."""
@@ -125,9 +148,9 @@ def browser(browser_path: str) -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture
-def frontend(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
-    """A fresh page on the server."""
+@contextmanager
+def opened_page(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
+    """A fresh page on the server, with nothing of another page in it."""
     server.post_json("/settings", SETTINGS)
     context = browser.new_context(viewport={"width": 1600, "height": 900})
     opened = Frontend(context.new_page(), server)
@@ -137,24 +160,36 @@ def frontend(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
     context.close()
 
 
+@pytest.fixture
+def frontend(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
+    """A page for one test."""
+    with opened_page(browser, server) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="module")
 def errors_without_us(browser: Browser, server: ComfyServer) -> frozenset[str]:
     """The errors that ComfyUI's frontend shows with an empty graph."""
-    server.post_json("/settings", SETTINGS)
-    context = browser.new_context(viewport={"width": 1600, "height": 900})
-    opened = Frontend(context.new_page(), server)
-    opened.listen()
-    opened.open()
-    opened.load(EMPTY)
-    opened.page.wait_for_timeout(2000)
-    context.close()
+    with opened_page(browser, server) as opened:
+        opened.load(EMPTY)
+        opened.page.wait_for_timeout(2000)
     return frozenset(opened.errors)
 
 
-@pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
-def page(request: pytest.FixtureRequest, frontend: Frontend, errors_without_us: frozenset[str]) -> Iterator[Frontend]:
-    """A page in one of the two renderers; afterwards, nothing may have gone wrong in it."""
-    frontend.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param)
-    frontend.name = "nodes2" if request.param else "classic"
-    yield frontend
-    assert set(frontend.errors) - errors_without_us == set()
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
+def kept_page(request: pytest.FixtureRequest, browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
+    """One page for a file's tests in each of the two renderers: opening one takes longer than most of them."""
+    with opened_page(browser, server) as opened:
+        opened.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param)
+        opened.name = "nodes2" if request.param else "classic"
+        opened.keep_settings()
+        yield opened
+
+
+@pytest.fixture
+def page(kept_page: Frontend, errors_without_us: frozenset[str]) -> Iterator[Frontend]:
+    """The page of a renderer as good as new; afterwards, nothing may have gone wrong in it."""
+    before = len(kept_page.errors)
+    yield kept_page
+    kept_page.reset()
+    assert set(kept_page.errors[before:]) - errors_without_us == set()

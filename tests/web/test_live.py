@@ -20,14 +20,28 @@ WITH_AREA = """() => {
     area.connect(0, both, 1);
     both.connect(0, sampler, slot);
 }"""
-# What goes to the frontend goes on, and is kept; and what is seen of it, for a moment.
+# What goes to the frontend goes on, and is kept; and what is seen of it, for a moment. Once for a page; then everything is forgotten.
 LISTEN = """() => {
+    if (!window.safeDitToasts) {
+        const toast = app.extensionManager.toast, add = toast.add.bind(toast);
+        toast.add = (message) => { window.safeDitToasts.push(message); return add(message); };
+        const note = () => document.querySelectorAll('.p-toast-message').forEach((shown) => { window.safeDitShown += shown.innerText; });
+        new MutationObserver(note).observe(document.body, { subtree: true, childList: true });
+    }
     window.safeDitToasts = [];
-    const toast = app.extensionManager.toast, add = toast.add.bind(toast);
-    toast.add = (message) => { window.safeDitToasts.push(message); return add(message); };
     window.safeDitShown = '';
-    const note = () => document.querySelectorAll('.p-toast-message').forEach((shown) => { window.safeDitShown += shown.innerText; });
-    new MutationObserver(note).observe(document.body, { subtree: true, childList: true });
+}"""
+
+# No picture is decoded until it is released; then, how many there were.
+HOLD_PICTURES = """() => {
+    const decode = window.createImageBitmap.bind(window);
+    const waiting = [];
+    window.createImageBitmap = (...given) => new Promise((done) => waiting.push(() => done(decode(...given))));
+    window.safeDitRelease = () => {
+        window.createImageBitmap = decode;
+        for (const go of waiting) go();
+        return waiting.length;
+    };
 }"""
 
 
@@ -87,20 +101,34 @@ def test_the_map_lies_over_the_latent_preview(page: Frontend) -> None:
     """The same run with and without: only then the picture shows through the map."""
     widget = opened(page)
     seed = fresh_seed()
-    drawn: dict[str, list[list[int]]] = {}
-    for method in ("none", "latent2rgb", "none"):
-        page.page.evaluate("(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)", method)
-        page.server.free()
-        sampled(page, seed)
-        widget.wait(lambda widget: "step 8 of 8" in widget.text())
-        page.page.wait_for_timeout(500)
-        drawn.setdefault(method, []).append(picture_of(widget))
-        shoot(page, f"preview-{method}")
-    plain, again = drawn["none"]
-    (seen,) = drawn["latent2rgb"]
+    plain, seen, again = (drawn_with(page, widget, method, seed) for method in ("none", "latent2rgb", "none"))
     assert plain == again and len(seen) == len(plain)
     changed = [abs(a - b) for a, b in zip(seen, plain, strict=True)]
     assert sum(difference > 8 for difference in changed) > 0.2 * len(changed)
+
+
+def test_a_late_preview_does_not_lie_over_the_next_run(page: Frontend) -> None:
+    """The browser takes its time to decode them."""
+    widget = opened(page)
+    seed = fresh_seed()
+    plain = drawn_with(page, widget, "none", seed)
+    page.page.evaluate(HOLD_PICTURES)
+    drawn_with(page, widget, "latent2rgb", seed)
+    assert drawn_with(page, widget, "none", seed) == plain
+    assert page.page.evaluate("safeDitRelease()") > 0
+    page.page.wait_for_timeout(500)
+    assert picture_of(widget) == plain
+
+
+def drawn_with(page: Frontend, widget: Widget, method: str, seed: int) -> list[int]:
+    """The map after a small run with a way to preview."""
+    page.page.evaluate("(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)", method)
+    page.server.free()
+    sampled(page, seed)
+    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    page.page.wait_for_timeout(500)
+    shoot(page, f"preview-{method}")
+    return picture_of(widget)
 
 
 def picture_of(widget: Widget) -> list[int]:

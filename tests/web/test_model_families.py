@@ -23,7 +23,7 @@ from safe_dit_engine.bench.in_process import import_comfyui
 from safe_dit_engine.bench.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, RunResult, comfyui_path
 
 from ..comfy.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
-from .conftest import SETTINGS, Frontend, read_workflow
+from .conftest import Frontend, opened_page, read_workflow
 from .test_gallery import files, part_of
 from .test_workflows import REPORT, SAVE, UNKNOWN, kept_by_node, overlapping, saved_pixels
 
@@ -150,13 +150,8 @@ class Opened:
 @pytest.fixture(scope="module")
 def shown(server: ComfyServer, browser: Browser) -> Iterator[Frontend]:
     """One page for all of this file: opening one takes longer than any workflow."""
-    server.post_json("/settings", SETTINGS)
-    context = browser.new_context(viewport={"width": 1600, "height": 900})
-    page = Frontend(context.new_page(), server)
-    page.listen()
-    page.open()
-    yield page
-    context.close()
+    with opened_page(browser, server) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 
 from safe_dit_engine.bench.server import ComfyServer
 
-from .conftest import Frontend, PageRun, read_workflow
+from .conftest import Frontend, PageRun, opened_page, read_workflow
 from .test_workflows import ACCELERATE, REPORT, SMALL, fresh_seed, id_of
 
 SHOTS = os.environ.get("SAFE_DIT_SHOTS", "")
@@ -343,16 +343,13 @@ def test_a_second_workflow_with_the_same_ids_shows_nothing(page: Frontend) -> No
 
 
 def test_another_tab_hears_nothing(page: Frontend, browser: Browser, server: ComfyServer) -> None:
-    context = browser.new_context(viewport={"width": 1600, "height": 900})
-    other = Frontend(context.new_page(), server)
-    other.open()
-    workflow = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
-    other.load(workflow)
-    there = Widget(other, id_of(workflow, ACCELERATE))
-    opened(page)
-    sampled(page)
-    assert "no run yet" in there.text()
-    context.close()
+    with opened_page(browser, server) as other:
+        workflow = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
+        other.load(workflow)
+        there = Widget(other, id_of(workflow, ACCELERATE))
+        opened(page)
+        sampled(page)
+        assert "no run yet" in there.text()
 
 
 def test_a_live_map_turned_off_sends_nothing(page: Frontend) -> None:

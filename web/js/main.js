@@ -215,10 +215,15 @@ async function fetchPictures(node, files) {
 
 /** @param {{ blob: Blob, realNodeId?: string }} detail */
 async function onPreview({ blob, realNodeId }) {
-  const shown = [...views.values()].filter(({ run }) => run && !run.finished && run.sampler === String(realNodeId));
-  if (!shown.length) return;
+  const waiting = [...views.values()].flatMap((view) => {
+    const { run } = view;
+    return run && !run.finished && run.sampler === String(realNodeId) ? [{ view, run }] : [];
+  });
+  if (!waiting.length) return;
   const picture = await createImageBitmap(blob);
-  for (const view of shown) {
+  for (const { view, run } of waiting) {
+    // Meanwhile the next run may have begun.
+    if (view.run !== run) continue;
     view.preview = picture;
     view.refresh();
   }
