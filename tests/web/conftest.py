@@ -156,15 +156,24 @@ def opened_page(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
     opened = Frontend(context.new_page(), server)
     opened.listen()
     opened.open()
+    opened.keep_settings()
     yield opened
     context.close()
 
 
-@pytest.fixture
-def frontend(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
-    """A page for one test."""
+@pytest.fixture(scope="module")
+def kept_frontend(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
+    """One page for a file's tests: opening one takes longer than most of them."""
     with opened_page(browser, server) as opened:
         yield opened
+
+
+@pytest.fixture
+def frontend(kept_frontend: Frontend) -> Iterator[Frontend]:
+    """A page as good as new."""
+    yield kept_frontend
+    kept_frontend.reset()
+    kept_frontend.errors.clear()
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +187,7 @@ def errors_without_us(browser: Browser, server: ComfyServer) -> frozenset[str]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
 def kept_page(request: pytest.FixtureRequest, browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
-    """One page for a file's tests in each of the two renderers: opening one takes longer than most of them."""
+    """One page for a file's tests in each of the two renderers."""
     with opened_page(browser, server) as opened:
         opened.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param)
         opened.name = "nodes2" if request.param else "classic"
@@ -189,7 +198,8 @@ def kept_page(request: pytest.FixtureRequest, browser: Browser, server: ComfySer
 @pytest.fixture
 def page(kept_page: Frontend, errors_without_us: frozenset[str]) -> Iterator[Frontend]:
     """The page of a renderer as good as new; afterwards, nothing may have gone wrong in it."""
-    before = len(kept_page.errors)
     yield kept_page
     kept_page.reset()
-    assert set(kept_page.errors[before:]) - errors_without_us == set()
+    wrong = set(kept_page.errors) - errors_without_us
+    kept_page.errors.clear()
+    assert wrong == set()

@@ -256,20 +256,18 @@ def test_blueprint_is_listed(server: ComfyServer) -> None:
     assert blueprint["nodes"][0]["type"] == blueprint["definitions"]["subgraphs"][0]["id"]
 
 
-@pytest.mark.parametrize("vue_nodes", [False, True], ids=["classic", "nodes2"])
-def test_blueprint_is_found_added_and_runs(watched: Frontend, server: ComfyServer, vue_nodes: bool) -> None:
+def test_blueprint_is_found_added_and_runs(page: Frontend, server: ComfyServer) -> None:
     """By the search box, as any node."""
-    watched.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
-    watched.load(EMPTY)
-    watched.page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    expect(watched.page.get_by_role("combobox").last).to_be_visible(timeout=20_000)
-    watched.page.keyboard.type(BLUEPRINT)
-    expect(watched.page.get_by_role("option").first).to_contain_text(BLUEPRINT, timeout=20_000)
-    watched.page.keyboard.press("Enter")
-    watched.page.wait_for_function("app.graph.nodes.length === 1")
-    watched.page.mouse.click(900, 500)
-    sampler, report, save = watched.page.evaluate(WIRE, fresh_seed())
-    run = queued(watched)
+    page.load(EMPTY)
+    page.page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    expect(page.page.get_by_role("combobox").last).to_be_visible(timeout=20_000)
+    page.page.keyboard.type(BLUEPRINT)
+    expect(page.page.get_by_role("option").first).to_contain_text(BLUEPRINT, timeout=20_000)
+    page.page.keyboard.press("Enter")
+    page.page.wait_for_function("app.graph.nodes.length === 1")
+    page.page.mouse.click(900, 500)
+    sampler, report, save = page.page.evaluate(WIRE, fresh_seed())
+    run = queued(page)
     assert saved_pixels(server, run.outputs, save).shape == (256, 256, 3)
     assert np.ptp(np.asarray(Image.open(io.BytesIO(server.view(**run.outputs[save]["images"][0]))))) > 50
     record = record_of(run, report)
