@@ -6,7 +6,7 @@ from typing import Any
 from .conftest import Frontend, PageRun
 from .test_painting import place, roomy, send_touch, take
 from .test_widget import Widget, change, opened, sampled, shoot
-from .test_workflows import SMALL, fresh_seed
+from .test_workflows import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed
 
 AREA = "Dense, because area conditioning crops the latent for some prompts."
 # Between the positive prompt and the sampler: the prompt, and once more for a part of the picture.
@@ -118,6 +118,20 @@ def test_a_late_preview_does_not_lie_over_the_next_run(page: Frontend) -> None:
     assert page.page.evaluate("safeDitRelease()") > 0
     page.page.wait_for_timeout(500)
     assert picture_of(widget) == plain
+
+
+def test_the_preview_of_a_run_without_us_does_not_lie_over_our_last(page: Frontend) -> None:
+    widget = opened(page)
+    seed = fresh_seed()
+    for node_type in (REPORT, "PreviewAny", "PreviewImage"):  # without the record nothing says that a run is over
+        bypass(page, node_type)
+    plain = drawn_with(page, widget, "none", seed)
+    bypass(page, ACCELERATE)
+    assert drawn_with(page, widget, "latent2rgb", seed) == plain
+
+
+def bypass(page: Frontend, node_type: str) -> None:
+    page.page.evaluate("([type, mode]) => { app.graph.nodes.find((node) => node.type === type).mode = mode }", [node_type, BYPASSED])
 
 
 def drawn_with(page: Frontend, widget: Widget, method: str, seed: int) -> list[int]:

@@ -4,7 +4,7 @@ import { allNodes, api, app, effective, executionId, fetchJson, partner, remembe
 import { PALETTES } from "./paint.js";
 import { countsOf, keptTokens } from "./painting.js";
 import { planSteps, predictedShare } from "./plan.js";
-import { Runs } from "./runs.js";
+import { Runs, keyOf } from "./runs.js";
 import { speak } from "./text.js";
 import { View } from "./view.js";
 
@@ -194,14 +194,21 @@ function onNote(message) {
   if (note.warning && setting(TOASTS, true)) warn(note.sentence);
 }
 
-/** @param {string} id execution id of the node that ran @param {any} output */
-function onExecuted(id, output) {
+/** @param {string} id execution id of the node that ran @param {any} output @param {string} workflow the one that it ran in */
+function onExecuted(id, output, workflow) {
   const record = output?.safe_dit?.[0];
   if (!record) return;
-  runs.record(record, workflowId(), id);
+  runs.record(record, workflow, id);
+  if (workflow !== workflowId()) return;
   updateAll();
   const node = [...allNodes()].find(([found]) => found === id)?.[1];
   if (views.has(node)) fetchPictures(node, output.safe_dit_pictures ?? []);
+}
+
+/** The workflow of an output that just came: maybe not the one on screen, if it sampled just now; else it is a kept output, whose record knows only where it was first made. @param {any} detail */
+function workflowOf({ output, prompt_id }) {
+  const { ids } = output?.safe_dit?.[0] ?? {};
+  return ids?.workflow && ids.prompt_id === prompt_id ? String(ids.workflow) : workflowId();
 }
 
 /** The finished picture and the dense one beside it, where both are connected. @param {any} node @param {any[]} files */
@@ -213,17 +220,14 @@ async function fetchPictures(node, files) {
   views.get(node)?.compare(pictures.length === 2 ? [pictures[0], pictures[1]] : null);
 }
 
-/** @param {{ blob: Blob, realNodeId?: string }} detail */
-async function onPreview({ blob, realNodeId }) {
-  const waiting = [...views.values()].flatMap((view) => {
-    const { run } = view;
-    return run && !run.finished && run.sampler === String(realNodeId) ? [{ view, run }] : [];
-  });
-  if (!waiting.length) return;
+/** @param {{ blob: Blob, realNodeId?: string, jobId?: string, promptId?: string }} detail older frontends say `promptId` */
+async function onPreview({ blob, realNodeId, jobId, promptId }) {
+  const key = keyOf({ prompt_id: jobId ?? promptId, sampler: realNodeId });
+  const waiting = () => [...views.values()].filter(({ run }) => run?.key === key);
+  if (!waiting().length) return;
   const picture = await createImageBitmap(blob);
-  for (const { view, run } of waiting) {
-    // Meanwhile the next run may have begun.
-    if (view.run !== run) continue;
+  // Meanwhile the next run may have begun.
+  for (const view of waiting()) {
     view.preview = picture;
     view.refresh();
   }
@@ -231,10 +235,11 @@ async function onPreview({ blob, realNodeId }) {
 
 /** The page was loaded anew: the last finished job of this workflow still has its record. */
 async function restore() {
-  const jobs = await fetchJson(`/jobs?workflow_id=${workflowId()}&status=completed&limit=1`);
+  const workflow = workflowId();
+  const jobs = await fetchJson(`/jobs?workflow_id=${workflow}&status=completed&limit=1`);
   const last = jobs?.jobs?.[0]?.id;
   const outputs = last ? (await fetchJson(`/jobs/${last}`))?.outputs : null;
-  for (const [id, output] of Object.entries(outputs ?? {})) onExecuted(id, output);
+  for (const [id, output] of Object.entries(outputs ?? {})) onExecuted(id, output, workflow);
 }
 
 const SETTINGS = [
@@ -267,7 +272,7 @@ app.registerExtension({
     speak(setting("Comfy.Locale", "en"));
     api.addEventListener("safe_dit.step", (/** @type {any} */ { detail }) => onStep(detail));
     api.addEventListener("safe_dit.note", (/** @type {any} */ { detail }) => onNote(detail));
-    api.addEventListener("executed", (/** @type {any} */ { detail }) => onExecuted(String(detail.node), detail.output));
+    api.addEventListener("executed", (/** @type {any} */ { detail }) => onExecuted(String(detail.node), detail.output, workflowOf(detail)));
     api.addEventListener("b_preview_with_metadata", (/** @type {any} */ { detail }) => onPreview(detail));
     api.addEventListener("reconnected", () => tell());
     api.addEventListener("status", once(() => tell()));

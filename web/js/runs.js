@@ -22,7 +22,6 @@ export class Run {
     this.cache = 0;
     /** @type {number[] | null} */
     this.masks = null;
-    this.sampler = "";
     this.finished = false;
     /** @type {string[]} */
     this.notes = [];
@@ -132,14 +131,13 @@ export class Runs {
     const run = this.byKey.get(key) ?? new Run(key, header);
     this.byKey.delete(key);
     this.byKey.set(key, run);
-    run.sampler = String(message.sampler ?? run.sampler);
     for (const id of Array.isArray(message.show) ? message.show : [message.node]) this.shown.set(`${message.workflow}|${id}`, key);
     for (const old of this.byKey.keys()) if (this.byKey.size > KEPT) this.byKey.delete(old);
     return run;
   }
 }
 
-/** @param {any} message */
-function keyOf(message) {
+/** One sampler in one prompt. @param {any} message */
+export function keyOf(message) {
   return `${message.prompt_id}|${message.sampler ?? message.node}`;
 }
