@@ -39,7 +39,7 @@ QUEUE = """async () => {
 }"""
 
 SETTING_VALUES = "() => Object.keys(app.ui.settings.settingsLookup).map((name) => [name, app.extensionManager.setting.get(name)])"
-# What a test may have left: settings, its workflows, messages, a pressed button, the size of letters.
+# What a test may have left in a page: settings, its workflows, messages, the size of letters.
 RESET = """async ([values, empty]) => {
     const { setting, toast, workflow } = app.extensionManager;
     for (const [name, value] of values)
@@ -152,13 +152,12 @@ def browser(browser_path: str) -> Iterator[Browser]:
 def opened_page(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
     """A fresh page on the server, with nothing of another page in it."""
     server.post_json("/settings", SETTINGS)
-    context = browser.new_context(viewport={"width": 1600, "height": 900})
-    opened = Frontend(context.new_page(), server)
-    opened.listen()
-    opened.open()
-    opened.keep_settings()
-    yield opened
-    context.close()
+    with browser.new_context(viewport={"width": 1600, "height": 900}) as context:
+        opened = Frontend(context.new_page(), server)
+        opened.listen()
+        opened.open()
+        opened.keep_settings()
+        yield opened
 
 
 @pytest.fixture(scope="module")

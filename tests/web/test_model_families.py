@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser
 
 from safe_dit_engine.bench.in_process import import_comfyui
 from safe_dit_engine.bench.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, RunResult, comfyui_path
 
 from ..comfy.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
-from .conftest import Frontend, opened_page, read_workflow
+from .conftest import Frontend, read_workflow
 from .test_gallery import files, part_of
 from .test_workflows import REPORT, SAVE, UNKNOWN, kept_by_node, overlapping, saved_pixels
 
@@ -148,24 +147,17 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def shown(server: ComfyServer, browser: Browser) -> Iterator[Frontend]:
-    """One page for all of this file: opening one takes longer than any workflow."""
-    with opened_page(browser, server) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def opened(shown: Frontend) -> dict[tuple[str, str], Opened]:
+def opened(kept_frontend: Frontend) -> dict[tuple[str, str], Opened]:
     """Every workflow, opened one after the other in both renderers."""
     found = {}
     for renderer, vue_nodes in RENDERERS.items():
-        shown.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
+        kept_frontend.page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue_nodes)
         for name in NAMES:
-            before = len(shown.errors)
-            shown.load_file(name)
-            shown.page.wait_for_timeout(400)
-            unknown = shown.page.evaluate(UNKNOWN)
-            found[name, renderer] = Opened(unknown, shown.errors[before:], shown.serialize(), shown.prompt())
+            before = len(kept_frontend.errors)
+            kept_frontend.load_file(name)
+            kept_frontend.page.wait_for_timeout(400)
+            unknown = kept_frontend.page.evaluate(UNKNOWN)
+            found[name, renderer] = Opened(unknown, kept_frontend.errors[before:], kept_frontend.serialize(), kept_frontend.prompt())
     return found
 
 
@@ -182,21 +174,21 @@ def test_loads_whole(opened: dict[tuple[str, str], Opened], errors_without_us: f
     assert found.prompt == opened[name, "classic"].prompt
 
 
-def test_video_runs_in_the_page(shown: Frontend, errors_without_us: frozenset[str]) -> None:
+def test_video_runs_in_the_page(kept_frontend: Frontend, errors_without_us: frozenset[str]) -> None:
     """The player, and a map for each frame, without an error and without a node over another."""
-    workflow = shown.load_file("wan-video")
-    shown.page.evaluate(PUT_CLIP, TEXT_WIDTH)
-    shown.set_widgets(**SMALL, steps=STEPS)
-    run = shown.queue()
+    workflow = kept_frontend.load_file("wan-video")
+    kept_frontend.page.evaluate(PUT_CLIP, TEXT_WIDTH)
+    kept_frontend.set_widgets(**SMALL, steps=STEPS)
+    run = kept_frontend.queue()
     assert run.ended == "execution_success", run.detail
     (sampler,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "KSampler")
     assert [(message["sampler"], message["w"], message["h"]) for message in run.steps][-1] == (sampler, 12, 16)
     pictures = {node["type"]: run.outputs.get(str(node["id"]), {}).get("images", []) for node in workflow["nodes"]}
     assert len(pictures["PreviewImage"]) == 2
     assert [picture["filename"].endswith(".mp4") for picture in pictures["SaveVideo"]] == [True]
-    shown.page.wait_for_timeout(1000)
-    assert overlapping(shown.serialize()) == []
-    assert set(shown.errors) - errors_without_us == set()
+    kept_frontend.page.wait_for_timeout(1000)
+    assert overlapping(kept_frontend.serialize()) == []
+    assert set(kept_frontend.errors) - errors_without_us == set()
 
 
 # On the server

@@ -205,7 +205,7 @@ function onExecuted(id, output, workflow) {
   if (views.has(node)) fetchPictures(node, output.safe_dit_pictures ?? []);
 }
 
-/** The workflow of an output that just came: maybe not the one on screen, if it sampled just now; else it is a kept output, whose record knows only where it was first made. @param {any} detail */
+/** Where an output that just came belongs: another workflow may be on screen by now. A kept output's record knows only where it was first made. @param {any} detail */
 function workflowOf({ output, prompt_id }) {
   const { ids } = output?.safe_dit?.[0] ?? {};
   return ids?.workflow && ids.prompt_id === prompt_id ? String(ids.workflow) : workflowId();

@@ -100,7 +100,7 @@ export class Runs {
     if (!read) return null;
     const ids = record.ids ?? {};
     const show = [...(Array.isArray(ids.show) ? ids.show : []), reportId];
-    const run = this.#open(`${ids.prompt_id ?? workflow}|${ids.sampler ?? reportId}`, read.header, { workflow, show });
+    const run = this.#open(keyOf({ prompt_id: ids.prompt_id ?? workflow, sampler: ids.sampler ?? reportId }), read.header, { workflow, show });
     run.take(read.header);
     const live = run.evaluations;
     // Masks that moved from step to step are only in the live messages.
