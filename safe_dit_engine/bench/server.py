@@ -37,6 +37,8 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 STEP_MESSAGE = "safe_dit.step"
 
 Prompt = Mapping[str, Mapping[str, Any]]
+# Runs at once, and does nothing.
+NOTHING: Prompt = {"1": {"class_type": "PreviewAny", "inputs": {"source": ""}}}
 Arrivals = asyncio.Queue[tuple[str, dict[str, Any], float] | None]
 
 
@@ -313,8 +315,12 @@ class ComfyServer:
         self.post_json("/interrupt", {})
 
     def free(self) -> None:
-        """Ask ComfyUI to unload all models and drop its cached node results before the next prompt."""
+        """Have ComfyUI unload all models and drop its cached node results before the next prompt.
+
+        While it unloads it does not hear of the second wish, and then grants it after a prompt: so one that does nothing goes ahead.
+        """
         self.post_json("/free", {"unload_models": True, "free_memory": True})
+        self.run(NOTHING)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
