@@ -33,7 +33,7 @@ COLUMNS = (
 )  # fmt: skip
 COMPARED = (
     *CELL, "at", "cost", "ours_db", "best_peer", "best_peer_db", "difference_db", "difference_db_low", "difference_db_high",
-    "difference_db_objects", "difference_db_edges",
+    "difference_db_median", "closer_share", "difference_db_objects", "difference_db_edges",
 )  # fmt: skip
 Publish = Callable[[argparse.Namespace, dict[str, Any], list[dict[str, Any]]], None]
 # What a row is a result of: the same on both sides, and it need not be measured again.
@@ -48,7 +48,8 @@ COMPARISON_CAPTION = """\
 Closeness at the same cost ({cost}), in dB of PSNR against dense, read on each family's Pareto curve by linear interpolation; empty below
 its cheapest setting, its best setting above the dearest. `linear_at_our_steps` is `whole_steps_linear` with the steps that our presets
 compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own. `difference_db_low` and `_high`: the lead in
-95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured. Rows of the most pictures of a cell only."""
+95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured; `difference_db_median`: that of the middle picture;
+`closer_share`: in how many we are closer than the best peer. Rows of the most pictures of a cell only."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -60,7 +60,8 @@ def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: st
 def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[str, Any]]:
     """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell.
 
-    `difference_db_low` and `_high` are what the lead would be with other pictures: None where rows do not say each picture's PSNR.
+    `difference_db_low` and `_high` are what the lead would be with other pictures, `difference_db_median` is that of the middle picture
+    and `closer_share` the share of pictures in which we are ahead: None where rows do not say each picture's PSNR.
     """
     compared = []
     for cell, everybody in cells_of(rows).items():
@@ -70,7 +71,7 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
         intervals = lead_intervals(members, cost)
         for (at, where, row), (low, high) in zip(_readings(members, cost), intervals, strict=True):
             reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves, where, row, "psnr_db")}
-            reading |= {"difference_db_low": low, "difference_db_high": high}
+            reading |= {"difference_db_low": low, "difference_db_high": high, **_of_single_pictures(members, cost, reading, row)}
             for detail, of_detail in details.items():
                 reading[f"difference_db_{detail}"] = _against_peers(of_detail, where, row, f"psnr_db_{detail}")["difference_db"]
             compared.append(reading)
@@ -106,6 +107,26 @@ def lead_intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, f
         for found, (_, where, row) in zip(leads, _readings(drawn, cost), strict=True):
             found.append(_against_peers(curves, where, row, "psnr_db")["difference_db"])
     return [_interval(found) for found in leads]
+
+
+def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any], row: Row | None) -> dict[str, float | None]:
+    """How single pictures compare: one that tips over into another picture can outweigh the mean of all others."""
+    ours = _each_at(rows, cost, OURS, reading["cost"]) if row is None else row.get("psnr_db_each")
+    peers = _each_at(rows, cost, reading["best_peer"], reading["cost"])
+    if ours is None or peers is None or len(ours) != len(peers):
+        return {"difference_db_median": None, "closer_share": None}
+    leads = np.subtract(ours, peers)
+    return {"difference_db_median": float(np.median(leads)), "closer_share": float((leads > 0).mean())}
+
+
+def _each_at(rows: Sequence[Row], cost: str, family: str | None, where: float) -> Sequence[float] | None:
+    """Each picture's PSNR on the Pareto curve of a family, read as the curve is; None below it, or where a row does not say."""
+    curve = curves_of(rows, cost).get(family or "", [])
+    found = {(row[cost], row["psnr_db"]): row.get("psnr_db_each") for row in rows if row["method"] == family}
+    each = [found[point] or [] for point in curve]
+    if not curve or where < curve[0][0] or not each[0] or len({len(values) for values in each}) > 1:
+        return None
+    return [float(np.interp(where, [point[0] for point in curve], values)) for values in zip(*each)]
 
 
 def _drawn_again(rows: Sequence[Row]) -> list[list[Row]]:

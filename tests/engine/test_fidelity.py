@@ -101,6 +101,21 @@ def test_without_each_picture_of_every_row_there_is_no_interval(each: list[float
     assert all(reading["difference_db_low"] is None for reading in compare(rows))
 
 
+def test_one_picture_outweighs_the_mean_but_not_the_median() -> None:
+    """Halfway along the peer's curve its pictures have 30, 30 and 30 dB, at its end 40, 40 and 40."""
+    peers = [row("fewer_steps", cost, psnr, psnr_db_each=[psnr] * 3) for cost, psnr in ((0.2, 20.0), (0.6, 40.0))]
+    ours = [row("ours", 0.4, 28.0, setting="fast", psnr_db_each=[32.0, 33.0, 19.0])]
+    ours.append(row("ours", 0.6, 44.0, setting="best", psnr_db_each=[44.0, 43.0, 45.0]))
+    found = {reading["at"]: reading for reading in compare([*peers, *ours])}
+    fast, best, between = found["fast"], found["best"], found["55% of dense"]
+    assert (fast["difference_db"], fast["difference_db_median"], fast["closer_share"]) == pytest.approx((-2.0, 2.0, 2 / 3))
+    assert (best["difference_db_median"], best["closer_share"]) == pytest.approx((4.0, 1.0))
+    # 41, 40.5 and 38.5 on our own curve beside 37.5 on the peer's.
+    assert (between["difference_db_median"], between["closer_share"]) == pytest.approx((3.0, 1.0))
+    unknown = {reading["at"]: reading for reading in compare([*peers, ours[0], {**ours[1], "psnr_db_each": None}])}["best"]
+    assert unknown["difference_db_median"] is unknown["closer_share"] is None
+
+
 # Whole steps
 
 
