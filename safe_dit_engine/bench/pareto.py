@@ -109,36 +109,22 @@ def lead_intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, f
     return [_interval(found) for found in leads]
 
 
-def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any], row: Row | None) -> dict[str, float | None]:
-    """How single pictures compare: one that tips over into another picture can outweigh the mean of all others."""
-    ours = _each_at(rows, cost, OURS, reading["cost"]) if row is None else row.get("psnr_db_each")
-    peers = _each_at(rows, cost, reading["best_peer"], reading["cost"])
-    if ours is None or peers is None or len(ours) != len(peers):
-        return {"difference_db_median": None, "closer_share": None}
-    leads = np.subtract(ours, peers)
-    return {"difference_db_median": float(np.median(leads)), "closer_share": float((leads > 0).mean())}
-
-
-def _each_at(rows: Sequence[Row], cost: str, family: str | None, where: float) -> Sequence[float] | None:
-    """Each picture's PSNR on the Pareto curve of a family, read as the curve is; None below it, or where a row does not say."""
-    curve = curves_of(rows, cost).get(family or "", [])
-    found = {(row[cost], row["psnr_db"]): row.get("psnr_db_each") for row in rows if row["method"] == family}
-    each = [found[point] or [] for point in curve]
-    if not curve or where < curve[0][0] or not each[0] or len({len(values) for values in each}) > 1:
-        return None
-    return [float(np.interp(where, [point[0] for point in curve], values)) for values in zip(*each)]
-
-
 def _drawn_again(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows as other draws of the same pictures make them; the cost stays."""
-    compared = [row for row in rows if row["method"] not in OFF_CURVE]
-    each = [row.get("psnr_db_each") or [] for row in compared]
-    if not each or not each[0] or len({len(values) for values in each}) > 1:
+    compared = _with_each_picture(rows)
+    if not compared:
         return []
-    table = np.array(each)
+    table = np.array([row["psnr_db_each"] for row in compared])
     draws = np.random.default_rng(0).integers(table.shape[1], size=(DRAWS, table.shape[1]))
     means = table[:, draws].mean(axis=2)
     return [[{**row, "psnr_db": value} for row, value in zip(compared, drawn, strict=True)] for drawn in means.T.tolist()]
+
+
+def _with_each_picture(rows: Sequence[Row]) -> list[Row]:
+    """The rows that curves are made of; none where not all of them say the PSNR of each of the same pictures."""
+    compared = [row for row in rows if row["method"] not in OFF_CURVE]
+    counts = {len(row.get("psnr_db_each") or []) for row in compared}
+    return compared if len(counts) == 1 and 0 not in counts else []
 
 
 def _interval(leads: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -147,6 +133,23 @@ def _interval(leads: Sequence[float | None]) -> tuple[float | None, float | None
         return None, None
     low, high = np.percentile(known, INTERVAL)
     return float(low), float(high)
+
+
+def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any], row: Row | None) -> dict[str, float | None]:
+    """How single pictures compare: one that tips over into another picture can outweigh the mean of all others."""
+    if reading["difference_db"] is None or not _with_each_picture(rows):
+        return {"difference_db_median": None, "closer_share": None}
+    ours = _each_at(rows, cost, OURS, reading["cost"]) if row is None else row["psnr_db_each"]
+    leads = np.subtract(ours, _each_at(rows, cost, reading["best_peer"], reading["cost"]))
+    return {"difference_db_median": float(np.median(leads)), "closer_share": float((leads > 0).mean())}
+
+
+def _each_at(rows: Sequence[Row], cost: str, family: str, where: float) -> list[float]:
+    """Each picture's PSNR where the Pareto curve of a family, which reaches there, is at a cost."""
+    each = {(row[cost], row["psnr_db"]): row["psnr_db_each"] for row in rows if row["method"] == family}
+    curve = curves_of(rows, cost)[family]
+    costs = [point[0] for point in curve]
+    return [float(np.interp(where, costs, values)) for values in zip(*(each[point] for point in curve), strict=True)]
 
 
 def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str) -> dict[str, Any]:

@@ -37,9 +37,9 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 STEP_MESSAGE = "safe_dit.step"
 
 Prompt = Mapping[str, Mapping[str, Any]]
+Arrivals = asyncio.Queue[tuple[str, dict[str, Any], float] | None]
 # Runs at once, and does nothing.
 NOTHING: Prompt = {"1": {"class_type": "PreviewAny", "inputs": {"source": ""}}}
-Arrivals = asyncio.Queue[tuple[str, dict[str, Any], float] | None]
 
 
 class ServerError(RuntimeError):
@@ -317,7 +317,8 @@ class ComfyServer:
     def free(self) -> None:
         """Have ComfyUI unload all models and drop its cached node results before the next prompt.
 
-        While it unloads it does not hear of the second wish, and then grants it after a prompt: so one that does nothing goes ahead.
+        ComfyUI keeps these as two flags, and one set while it acts on the other waits until after the next prompt: so one that does nothing
+        goes ahead.
         """
         self.post_json("/free", {"unload_models": True, "free_memory": True})
         self.run(NOTHING)
