@@ -18,7 +18,7 @@ from safe_dit_engine.bench.server import PACK_NAME, PACK_ROOT, ComfyServer
 
 from . import test_workflows as shared
 from .conftest import EMPTY, Frontend, PageRun, read_workflow
-from .test_workflows import ACCELERATE, REPORT, SAVE, fresh_seed, overlapping, saved_pixels
+from .graphs import ACCELERATE, REPORT, SAVE, fresh_seed, id_of, overlapping, saved_pixels
 
 GALLERY = ("img2img", "hires-fix", "inpainting", "compare")
 FOLDER = PACK_ROOT / "workflows"
@@ -160,11 +160,11 @@ def test_img2img(opened: Frontend, server: ComfyServer) -> None:
     """The second picture follows its own prompt and keeps the source's composition; only the second sampler is accelerated."""
     workflow, run = run_small(opened, "img2img")
     assert_pictures(server, workflow, run, 256)
-    record = record_of(run, shared.id_of(workflow, REPORT))
+    record = record_of(run, id_of(workflow, REPORT))
     assert record["ids"]["sampler"] == titled(workflow, "img2img")
     assert {message["sampler"] for message in run.steps} == {titled(workflow, "img2img")}
     assert len(record["steps"]) == STEPS
-    source, result = pixels(server, run, titled(workflow, "Source")), pixels(server, run, shared.id_of(workflow, SAVE))
+    source, result = pixels(server, run, titled(workflow, "Source")), pixels(server, run, id_of(workflow, SAVE))
     assert np.abs(source - result).mean() > 5
 
 
@@ -172,7 +172,7 @@ def test_hires_fix(opened: Frontend, server: ComfyServer) -> None:
     """Each report is about the pass before it."""
     workflow, run = run_small(opened, "hires-fix")
     assert saved_pixels(server, run.outputs, titled(workflow, "Picture of the first pass")).shape == (256, 256, 3)
-    assert saved_pixels(server, run.outputs, shared.id_of(workflow, SAVE)).shape == (512, 512, 3)
+    assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (512, 512, 3)
     for which, tokens in (("first", 16), ("second", 32)):
         record = record_of(run, titled(workflow, f"Report of the {which} pass"))
         assert record["ids"]["sampler"] == titled(workflow, f"{which.capitalize()} pass")
@@ -185,14 +185,14 @@ def test_inpainting(opened: Frontend, server: ComfyServer) -> None:
     """Under the mask, a new picture from tokens that are computed at every step; outside it, the source."""
     workflow, run = run_small(opened, "inpainting")
     assert_pictures(server, workflow, run, 256)
-    record = record_of(run, shared.id_of(workflow, REPORT))
+    record = record_of(run, id_of(workflow, REPORT))
     bits = np.unpackbits(np.frombuffer(base64.b64decode(record["mask"]), np.uint8), bitorder="little")
     sensitive = bits[: record["w"] * record["h"]].reshape(record["h"], record["w"]).astype(bool)
-    mask = saved_pixels(server, run.outputs, shared.id_of(workflow, "MaskPreview"))[..., 0] > 127
+    mask = saved_pixels(server, run.outputs, id_of(workflow, "MaskPreview"))[..., 0] > 127
     assert 0.2 < mask.mean() < 0.3
     assert sensitive[mask[8::16, 8::16]].all()
     assert "selective" in [step[1] for step in record["steps"]]
-    result = pixels(server, run, shared.id_of(workflow, SAVE))
+    result = pixels(server, run, id_of(workflow, SAVE))
     outside = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * MARGIN + 1))) == 0
     assert np.abs(round_trip(server, workflow, opened.prompt()) - result)[outside].max() <= 1
     changed = np.abs(pixels(server, run, titled(workflow, "Source")) - result)
@@ -209,7 +209,7 @@ def test_compare(opened: Frontend, server: ComfyServer) -> None:
         opened.page.evaluate("([id, value]) => { app.graph.getNodeById(id).widgets[0].value = value }", [node, value])
     run = queued(opened)
     assert_pictures(server, workflow, run, 256)
-    assert record_of(run, shared.id_of(workflow, REPORT))["ids"]["sampler"] == titled(workflow, "Accelerated")
+    assert record_of(run, id_of(workflow, REPORT))["ids"]["sampler"] == titled(workflow, "Accelerated")
     beside = pixels(server, run, dense)
     assert not np.array_equal(pixels(server, run, fast), beside)
     assert np.array_equal(plain_picture(server, opened.prompt(), dense), beside)
@@ -219,9 +219,9 @@ def test_compare(opened: Frontend, server: ComfyServer) -> None:
 
 def round_trip(server: ComfyServer, workflow: Mapping[str, Any], prompt: dict[str, dict[str, Any]]) -> np.ndarray:
     """The source through the autoencoder and back: what inpainting leaves alone."""
-    save = shared.id_of(workflow, SAVE)
+    save = id_of(workflow, SAVE)
     decode = prompt[save]["inputs"]["images"][0]
-    prompt[decode]["inputs"]["samples"] = [shared.id_of(workflow, "VAEEncode"), 0]
+    prompt[decode]["inputs"]["samples"] = [id_of(workflow, "VAEEncode"), 0]
     return saved_pixels(server, {save: server.run(part_of(prompt, save)).output(save)}, save).astype(np.int16)
 
 

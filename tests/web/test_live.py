@@ -4,9 +4,8 @@ from __future__ import annotations
 from typing import Any
 
 from .conftest import Frontend, PageRun
-from .test_painting import place, roomy, send_touch, take
-from .test_widget import Widget, change, opened, sampled, shoot
-from .test_workflows import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed
+from .graphs import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed
+from .widget import Widget, change, opened, place, roomy, sampled, send_touch, shoot, take
 
 AREA = "Dense, because area conditioning crops the latent for some prompts."
 # Between the positive prompt and the sampler: the prompt, and once more for a part of the picture.

@@ -9,46 +9,14 @@ import numpy as np
 import pytest
 
 from .conftest import Frontend, read_workflow
-from .test_widget import WIDGET, Widget, change, opened, sampled, shoot
-from .test_workflows import ACCELERATE, id_of
+from .graphs import ACCELERATE
+from .widget import WIDGET, Widget, change, opened, place, roomy, sampled, send_touch, shoot, take
 
 SAMPLER = "SafeDitSelectiveSampler"
 PAINTED = "painted_tokens"
 NODES = {"quickstart": (ACCELERATE, 4), "four-nodes": (SAMPLER, 12)}
 FREE, SENSITIVE, CONTEXT = range(3)
 CUSTOM: dict[str, Any] = {"preset": "custom", "keep_ratio": 0.2, "refresh_interval": 4, "warmup_steps": 2, "held_steps": 0, "widen": False}
-
-
-def roomy(page: Frontend, name: str = "quickstart", node_type: str = ACCELERATE) -> Widget:
-    """A workflow with one node large, alone and in full size, so that every token can be hit."""
-    widget = opened(page, name, node_type)
-    page.page.evaluate(
-        """(id) => {
-            const node = app.graph.getNodeById(id);
-            node.pos = [0, -2000];
-            node.setSize([420, 760]);
-            app.canvas.ds.scale = 1;
-            app.canvas.ds.offset = [500, 2060];
-            app.canvas.setDirty(true, true);
-        }""",
-        int(id_of(read_workflow(name), node_type)),
-    )
-    page.page.wait_for_timeout(500)
-    return widget
-
-
-def place(widget: Widget, column: float, row: float, grid: tuple[int, int] = (16, 16)) -> tuple[float, float]:
-    """Where the middle of a token of a grid (columns, rows) lies on the page."""
-    box = widget.part("map").bounding_box()
-    fit = min(box["width"] / grid[0], box["height"] / grid[1])
-    left, top = box["x"] + (box["width"] - fit * grid[0]) / 2, box["y"] + (box["height"] - fit * grid[1]) / 2
-    return left + (column + 0.5) * fit, top + (row + 0.5) * fit
-
-
-def take(widget: Widget, *tools: str) -> None:
-    """Press tools, one after the other."""
-    for tool in tools:
-        widget.part(f"tool-{tool}").click()
 
 
 def drag(page: Frontend, widget: Widget, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -180,11 +148,6 @@ def test_pointers(page: Frontend, tool: str) -> None:
     assert page.page.evaluate("JSON.stringify([app.canvas.ds.offset, [...app.graph.getNodeById(4).pos]])") == before
     take(widget, "paint")
     assert widget.part("map").evaluate("(map) => getComputedStyle(map).touchAction") != "none"
-
-
-def send_touch(session: Any, kind: str, x: float, y: float) -> None:
-    name = {"mousePressed": "touchStart", "mouseMoved": "touchMove", "mouseReleased": "touchEnd"}[kind]
-    session.send("Input.dispatchTouchEvent", {"type": name, "touchPoints": [] if name == "touchEnd" else [{"x": x, "y": y}]})
 
 
 def test_it_is_seen_without_colours(page: Frontend) -> None:

@@ -1,98 +1,15 @@
 """The active-token map in the real frontend, in both renderers."""
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from .conftest import Frontend, PageRun, read_workflow
-from .test_workflows import ACCELERATE, REPORT, SMALL, fresh_seed, id_of
-
-SHOTS = os.environ.get("SAFE_DIT_SHOTS", "")
-WIDGET = "safe_dit_map"
-ELEMENT = "(id) => app.graph.getNodeById(id)?.widgets?.find((widget) => widget.name === 'safe_dit_map')?.element"
-# What the map shows: how many of its points are painted, and their brightness, 1 for a white one.
-PAINTED = """(canvas) => {
-    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-    let painted = 0, bright = 0;
-    for (let i = 0; i < data.length; i += 4)
-        if (data[i + 3]) { painted++; bright += (data[i] + data[i + 1] + data[i + 2]) / 765; }
-    return [painted, bright];
-}"""
-VIEWS = "document.querySelectorAll('.safe-dit').length"
-
-
-class Widget:
-    """The widget of one node, as its user sees it."""
-
-    def __init__(self, frontend: Frontend, node_id: str) -> None:
-        self._page = frontend.page
-        self._id = int(node_id)
-
-    def part(self, name: str) -> Any:
-        """One of its elements."""
-        element = self._page.evaluate_handle(ELEMENT, self._id).as_element()
-        assert element is not None, f"node {self._id} has no widget"
-        return element.query_selector(f".{name}") if name else element
-
-    def text(self) -> str:
-        """What its line says, once drawn."""
-        self._page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        return str(self.part("line").inner_text())
-
-    def painted(self) -> tuple[int, float]:
-        """Painted points of its map, and their brightness."""
-        self.text()
-        painted, bright = self.part("map").evaluate(PAINTED)
-        return painted, bright
-
-    def connected(self) -> bool:
-        """Whether it is on the page, and has a size."""
-        return bool(self.part("").evaluate("(element) => element.isConnected && element.clientHeight > 150"))
-
-    def wait(self, condition: Callable[[Widget], bool], seconds: float = 20.0) -> None:
-        """Until something is so."""
-        for _ in range(int(seconds / 0.1)):
-            if condition(self):
-                return
-            self._page.wait_for_timeout(100)
-        raise AssertionError(f"never so; the widget says: {self.text()}")
-
-    def press(self, key: str) -> None:
-        """A key while it has the focus."""
-        self.part("").evaluate("(element) => element.focus()")
-        self._page.keyboard.press(key)
-
-
-def shoot(page: Frontend, name: str) -> None:
-    """Keep a picture of the page where one is asked for."""
-    if SHOTS:
-        Path(SHOTS).mkdir(parents=True, exist_ok=True)
-        page.page.screenshot(path=str(Path(SHOTS) / f"{page.name}-{name}.png"))
-
-
-def sampled(page: Frontend, seed: int | None = None, **values: Any) -> PageRun:
-    """A small run of what is loaded."""
-    seed = fresh_seed() if seed is None else seed
-    page.set_widgets(**{**SMALL, "seed": seed, "noise_seed": seed, **values})
-    run = page.queue()
-    assert run.ended == "execution_success", run.detail
-    return run
-
-
-def opened(page: Frontend, name: str = "quickstart", node_type: str = ACCELERATE) -> Widget:
-    """A workflow under an id of its own (else its last run would be shown), and the widget of one of its nodes."""
-    workflow = {**read_workflow(name), "id": str(uuid.uuid4())}
-    page.load(workflow)
-    widget = Widget(page, id_of(workflow, node_type))
-    widget.wait(Widget.connected)
-    return widget
-
+from .graphs import ACCELERATE, REPORT, SMALL, fresh_seed
+from .widget import VIEWS, WIDGET, Widget, change, opened, sampled, shoot
 
 # A run
 
@@ -217,20 +134,6 @@ def test_the_prediction_follows_the_inputs(page: Frontend) -> None:
     assert "of 10 steps" in widget.text()
     change(page, 4, "keep_ratio", 1.0)
     assert "predicted 100 %" in widget.text()
-
-
-def change(page: Frontend, node_id: int, name: str, value: Any) -> None:
-    """Set a widget as its user does: the value, then its callback."""
-    page.page.evaluate(
-        """([id, name, value]) => {
-            const widget = app.graph.getNodeById(id).widgets.find((found) => found.name === name);
-            widget.value = value;
-            widget.callback?.(value, app.canvas, app.graph.getNodeById(id));
-            app.api.dispatchCustomEvent('graphChanged', app.graph.serialize());
-        }""",
-        [node_id, name, value],
-    )
-    page.page.wait_for_timeout(100)
 
 
 # What happens to nodes

@@ -1,48 +1,22 @@
 """The pack's workflows in the real frontend: they load whole, keep every value, run, and can be bypassed."""
 from __future__ import annotations
 
-import io
-import random
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from safe_dit_engine.bench.server import PACK_NAME, ComfyServer
 
 from .conftest import Frontend, PageRun, read_workflow
+from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, SMALL, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, saved_pixels
 
 WORKFLOWS = ("quickstart", "four-nodes")
-SMALL = {"width": 256, "height": 256, "steps": 8}
-ACCELERATE, SAVE, REPORT = "SafeDitAccelerate", "SaveImage", "SafeDitReport"
-BYPASSED = 4
-TITLE = 30
-UNKNOWN = "app.graph.nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type]).map((node) => node.type)"
 STEP_FIELDS = {
     "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "workflow", "node", "prompt_id",
     "sampler", "show",
 }  # fmt: skip
-
-
-def id_of(workflow: Mapping[str, Any], node_type: str) -> str:
-    """The id of the one node of a type."""
-    (found,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == node_type)
-    return found
-
-
-def saved_pixels(server: ComfyServer, outputs: Mapping[str, Any], node_id: str) -> np.ndarray:
-    """The one picture that a node saved, as the server shows it."""
-    (image,) = outputs[node_id]["images"]
-    picture = server.view(image["filename"], image.get("subfolder", ""), image["type"])
-    return np.asarray(Image.open(io.BytesIO(picture)))
-
-
-def fresh_seed() -> int:
-    """One no other test used: the server would not sample again."""
-    return random.SystemRandom().randrange(2**32)
 
 
 def run_small(frontend: Frontend, seed: int) -> PageRun:
@@ -78,24 +52,6 @@ def test_loads_whole(frontend: Frontend, errors_without_us: frozenset[str], name
     assert sorted(after["links"]) == sorted(workflow["links"])
     assert kept_by_node(after) == kept_by_node(workflow)
     assert overlapping(after) == []
-
-
-def overlapping(workflow: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of nodes that cover each other, titles included."""
-    boxes = [(node["type"], *node["pos"], *node["size"]) for node in workflow["nodes"]]
-    return [(first[0], second[0]) for i, first in enumerate(boxes) for second in boxes[:i] if covers(first[1:], second[1:])]
-
-
-def covers(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
-    (x, y, width, height), (u, v, other_width, other_height) = first, second
-    beside = x >= u + other_width or u >= x + width
-    return not beside and y - TITLE < v + other_height and v - TITLE < y + height
-
-
-def kept_by_node(workflow: Mapping[str, Any]) -> dict[int, Any]:
-    """What must survive loading and saving, by node id; sizes are left out, because Nodes 2.0 makes its own."""
-    kept = ("type", "mode", "title", "widgets_values", "pos")
-    return {node["id"]: {key: node.get(key) for key in kept} for node in workflow["nodes"]}
 
 
 def test_a_missing_node_would_be_seen(frontend: Frontend) -> None:
