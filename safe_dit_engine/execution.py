@@ -295,7 +295,7 @@ class ModelCall:
     def _repeats(self, k: Tensor) -> int:
         """How often each key head stands in `k`, where the family repeats them before attention."""
         path = self._group.kv_heads
-        return 1 if path is None else k.shape[1] // int(attrgetter(path)(layers_of(self._module, self._group.path)[0][1]))
+        return 1 if path is None else k.shape[1] // int(attrgetter(path)(attrgetter(self._group.path)(self._module)[0]))
 
     def _splice(self, name: str, fresh: Tensor, layout: Layout, dim: int) -> Tensor:
         length = self._key_values.length(name, self.branches)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from types import MethodType
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -34,6 +38,10 @@ BACKBONES = (
     NEXTDIT, FLUX, CHROMA, SD3, QWEN, MAGE_FLOW, LENS, HUNYUAN, AURA, HIDREAM, WAN_CLIP, WAN, PIXART, ERNIE, KREA2, COSMOS, IDEOGRAM,
     KANDINSKY, OMNIGEN2,
 )  # fmt: skip
+
+# A signature takes a tenth of a millisecond to read, and every step asks for those of all blocks. Weak: a method that another node put
+# into a block may hold the block.
+_NAMES_OF_METHODS: WeakKeyDictionary[Callable[..., Any], list[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -87,4 +95,14 @@ def _has(module: nn.Module, path: str) -> bool:
 
 def argument_names(block: nn.Module) -> list[str]:
     """Names of a block's arguments, in order."""
-    return list(inspect.signature(block.forward).parameters)
+    forward = block.forward
+    if not isinstance(forward, MethodType):
+        return _names_of(forward)
+    function = forward.__func__
+    if function not in _NAMES_OF_METHODS:
+        _NAMES_OF_METHODS[function] = _names_of(forward)
+    return _NAMES_OF_METHODS[function]
+
+
+def _names_of(forward: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(forward).parameters)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
+from types import MethodType
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from safe_dit_engine.backbones import BACKBONES, LEFT_DENSE, find_backbone
+from safe_dit_engine.backbones import BACKBONES, LEFT_DENSE, argument_names, find_backbone
 from safe_dit_engine.bench import backbones as table
 
 NAMES = {backbone.name for backbone in BACKBONES}
@@ -50,3 +53,36 @@ def test_the_documentation_lists_every_family() -> None:
 def test_what_is_left_dense_says_why(name: str) -> None:
     fit = find_backbone(type(name, (nn.Module,), {})())
     assert fit.backbone is None and fit.reason.endswith(f"with the model `{name}`: {LEFT_DENSE[name]}")
+
+
+class Block(nn.Module):
+    """Two arguments, by position or name."""
+
+    def forward(self, hidden: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Nothing."""
+        return hidden
+
+
+def test_arguments_are_those_of_the_block_at_hand() -> None:
+    """A class's method is read once; what something put into one block counts for that block alone."""
+    plain, function, method = Block(), Block(), Block()
+    function.forward = lambda tokens, extra: tokens  # type: ignore[assignment, method-assign, misc]
+    method.forward = MethodType(lambda block, rows: rows, method)  # type: ignore[method-assign]
+    for _ in range(2):
+        assert argument_names(plain) == ["hidden", "mask"]
+        assert argument_names(function) == ["tokens", "extra"]
+        assert argument_names(method) == ["rows"]
+
+
+def test_reading_arguments_keeps_no_block_alive() -> None:
+    gone = weakref.ref(patched_and_read())
+    gc.collect()
+    assert gone() is None
+
+
+def patched_and_read() -> Block:
+    """A block whose new method holds it."""
+    block = Block()
+    block.forward = MethodType(lambda _, rows: block(rows), block)  # type: ignore[method-assign]
+    assert argument_names(block) == ["rows"]
+    return block
