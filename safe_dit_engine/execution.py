@@ -295,7 +295,7 @@ class ModelCall:
     def _repeats(self, k: Tensor) -> int:
         """How often each key head stands in `k`, where the family repeats them before attention."""
         path = self._group.kv_heads
-        return 1 if path is None else k.shape[1] // int(attrgetter(path)(attrgetter(self._group.path)(self._module)[0]))
+        return 1 if path is None else k.shape[1] // int(attrgetter(f"{self._group.path}.0.{path}")(self._module))
 
     def _splice(self, name: str, fresh: Tensor, layout: Layout, dim: int) -> Tensor:
         length = self._key_values.length(name, self.branches)

@@ -39,8 +39,8 @@ BACKBONES = (
     KANDINSKY, OMNIGEN2,
 )  # fmt: skip
 
-# A signature takes a tenth of a millisecond to read, and every step asks for those of all blocks. Weak: a method that another node put
-# into a block may hold the block.
+# A signature takes some 30 microseconds to read, and every step asks for those of all blocks. Weak: a method that another node put into
+# a block may hold the block.
 _NAMES_OF_METHODS: WeakKeyDictionary[Callable[..., Any], list[str]] = WeakKeyDictionary()
 
 

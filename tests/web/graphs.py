@@ -1,21 +1,29 @@
-"""What the tests of pages ask of workflows and of the pictures they make."""
+"""Workflows, their runs and the pictures they make, for every test of pages."""
 from __future__ import annotations
 
 import io
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from safe_dit_engine.bench.server import ComfyServer
+from safe_dit_engine.bench.server import PACK_ROOT, ComfyServer
+
+from .conftest import Frontend, PageRun
 
 SMALL = {"width": 256, "height": 256, "steps": 8}
 ACCELERATE, SAVE, REPORT = "SafeDitAccelerate", "SaveImage", "SafeDitReport"
 BYPASSED = 4
 TITLE = 30
 UNKNOWN = "app.graph.nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type]).map((node) => node.type)"
+
+
+def files() -> list[Path]:
+    """Every workflow the pack ships."""
+    return sorted((PACK_ROOT / "workflows").glob("*.json"))
 
 
 def id_of(workflow: Mapping[str, Any], node_type: str) -> str:
@@ -34,6 +42,30 @@ def saved_pixels(server: ComfyServer, outputs: Mapping[str, Any], node_id: str) 
 def fresh_seed() -> int:
     """One no other test used: the server would not sample again."""
     return random.SystemRandom().randrange(2**32)
+
+
+def queued(frontend: Frontend) -> PageRun:
+    """A run of what is loaded, which succeeds."""
+    run = frontend.queue()
+    assert run.ended == "execution_success", run.detail
+    return run
+
+
+def sampled(page: Frontend, seed: int | None = None, **values: Any) -> PageRun:
+    """A small run of what is loaded."""
+    seed = fresh_seed() if seed is None else seed
+    page.set_widgets(**{**SMALL, "seed": seed, "noise_seed": seed, **values})
+    return queued(page)
+
+
+def part_of(prompt: Mapping[str, dict[str, Any]], node: str) -> dict[str, dict[str, Any]]:
+    """A node with all it needs."""
+    part, front = {node: prompt[node]}, [node]
+    while front:
+        links = [value[0] for value in part[front.pop()]["inputs"].values() if isinstance(value, list)]
+        front += [link for link in links if link not in part]
+        part |= {link: prompt[link] for link in links}
+    return part
 
 
 def overlapping(workflow: Mapping[str, Any]) -> list[tuple[str, str]]:

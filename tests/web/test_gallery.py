@@ -18,10 +18,9 @@ from safe_dit_engine.bench.server import PACK_NAME, PACK_ROOT, ComfyServer
 
 from . import test_workflows as shared
 from .conftest import EMPTY, Frontend, PageRun, read_workflow
-from .graphs import ACCELERATE, REPORT, SAVE, fresh_seed, id_of, overlapping, saved_pixels
+from .graphs import ACCELERATE, REPORT, SAVE, files, fresh_seed, id_of, overlapping, part_of, queued, saved_pixels
 
 GALLERY = ("img2img", "hires-fix", "inpainting", "compare")
-FOLDER = PACK_ROOT / "workflows"
 BLUEPRINT = "SAFE-DiT sampler"
 STEPS = 6
 # Where the decoder still sees across the mask's edge, in pixels.
@@ -50,11 +49,6 @@ WIRE = """(seed) => {
 }"""
 
 
-def files() -> list[Path]:
-    """Every workflow the pack ships."""
-    return sorted(FOLDER.glob("*.json"))
-
-
 def titled(workflow: Mapping[str, Any], title: str) -> str:
     """The id of the one node that bears a title."""
     (found,) = (str(node["id"]) for node in workflow["nodes"] if node.get("title") == title)
@@ -69,12 +63,6 @@ def run_small(frontend: Frontend, name: str) -> tuple[dict[str, Any], PageRun]:
     seed = fresh_seed()
     frontend.set_widgets(steps=STEPS, seed=seed, noise_seed=seed)
     return workflow, queued(frontend)
-
-
-def queued(frontend: Frontend) -> PageRun:
-    run = frontend.queue()
-    assert run.ended == "execution_success", run.detail
-    return run
 
 
 def record_of(run: PageRun, report: str) -> dict[str, Any]:
@@ -223,16 +211,6 @@ def round_trip(server: ComfyServer, workflow: Mapping[str, Any], prompt: dict[st
     decode = prompt[save]["inputs"]["images"][0]
     prompt[decode]["inputs"]["samples"] = [id_of(workflow, "VAEEncode"), 0]
     return saved_pixels(server, {save: server.run(part_of(prompt, save)).output(save)}, save).astype(np.int16)
-
-
-def part_of(prompt: Mapping[str, dict[str, Any]], node: str) -> dict[str, dict[str, Any]]:
-    """A node with all it needs."""
-    part, front = {node: prompt[node]}, [node]
-    while front:
-        links = [value[0] for value in part[front.pop()]["inputs"].values() if isinstance(value, list)]
-        front += [link for link in links if link not in part]
-        part |= {link: prompt[link] for link in links}
-    return part
 
 
 def plain_picture(server: ComfyServer, prompt: dict[str, dict[str, Any]], save: str) -> np.ndarray:

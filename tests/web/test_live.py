@@ -4,8 +4,8 @@ from __future__ import annotations
 from typing import Any
 
 from .conftest import Frontend, PageRun
-from .graphs import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed
-from .widget import Widget, change, opened, place, roomy, sampled, send_touch, shoot, take
+from .graphs import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed, sampled
+from .widget import Widget, change, opened, place, roomy, send_touch, shoot, take
 
 AREA = "Dense, because area conditioning crops the latent for some prompts."
 # Between the positive prompt and the sampler: the prompt, and once more for a part of the picture.

@@ -23,8 +23,7 @@ from safe_dit_engine.bench.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, Com
 
 from ..comfy.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
 from .conftest import Frontend, read_workflow
-from .graphs import REPORT, SAVE, UNKNOWN, kept_by_node, overlapping, saved_pixels
-from .test_gallery import files, part_of
+from .graphs import REPORT, SAVE, UNKNOWN, files, kept_by_node, overlapping, part_of, saved_pixels
 
 Prompt = dict[str, dict[str, Any]]
 

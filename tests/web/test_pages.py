@@ -8,8 +8,8 @@ from playwright.sync_api import Browser, Route
 from safe_dit_engine.bench.server import ComfyServer
 
 from .conftest import QUEUE, Frontend, opened_page, read_workflow
-from .graphs import ACCELERATE, fresh_seed, id_of
-from .widget import VIEWS, Widget, opened, sampled
+from .graphs import ACCELERATE, fresh_seed, id_of, sampled
+from .widget import VIEWS, Widget, opened
 
 
 def test_loaded_anew_it_is_still_there(page: Frontend) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from .conftest import Frontend, read_workflow
-from .graphs import ACCELERATE
-from .widget import WIDGET, Widget, change, opened, place, roomy, sampled, send_touch, shoot, take
+from .graphs import ACCELERATE, sampled
+from .widget import WIDGET, Widget, change, opened, place, roomy, send_touch, shoot, take
 
 SAMPLER = "SafeDitSelectiveSampler"
 PAINTED = "painted_tokens"

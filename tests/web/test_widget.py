@@ -8,8 +8,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from .conftest import Frontend, PageRun, read_workflow
-from .graphs import ACCELERATE, REPORT, SMALL, fresh_seed
-from .widget import VIEWS, WIDGET, Widget, change, opened, sampled, shoot
+from .graphs import ACCELERATE, REPORT, SMALL, fresh_seed, sampled
+from .widget import VIEWS, WIDGET, Widget, change, opened, shoot
 
 # A run
 

@@ -9,21 +9,14 @@ import pytest
 
 from safe_dit_engine.bench.server import PACK_NAME, ComfyServer
 
-from .conftest import Frontend, PageRun, read_workflow
-from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, SMALL, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, saved_pixels
+from .conftest import Frontend, read_workflow
+from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, sampled, saved_pixels
 
 WORKFLOWS = ("quickstart", "four-nodes")
 STEP_FIELDS = {
     "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "workflow", "node", "prompt_id",
     "sampler", "show",
 }  # fmt: skip
-
-
-def run_small(frontend: Frontend, seed: int) -> PageRun:
-    frontend.set_widgets(**SMALL, seed=seed, noise_seed=seed)
-    run = frontend.queue()
-    assert run.ended == "execution_success", run.detail
-    return run
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -73,7 +66,7 @@ def test_runs_and_sends_live_steps(
     frontend: Frontend, server: ComfyServer, errors_without_us: frozenset[str], name: str, addressed: str
 ) -> None:
     workflow = frontend.load_file(name)
-    run = run_small(frontend, fresh_seed())
+    run = sampled(frontend, fresh_seed())
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
     assert [message["step"] for message in run.steps] == list(range(8))
@@ -91,12 +84,12 @@ def test_bypassed_is_as_if_it_were_not_there(frontend: Frontend, server: ComfySe
     workflow = frontend.load_file("quickstart")
     save, report, safe = (id_of(workflow, node_type) for node_type in (SAVE, REPORT, ACCELERATE))
     seed = fresh_seed()
-    accelerated = saved_pixels(server, run_small(frontend, seed).outputs, save)
+    accelerated = saved_pixels(server, sampled(frontend, seed).outputs, save)
     frontend.page.evaluate("([id, mode]) => { app.graph.getNodeById(id).mode = mode }", [safe, BYPASSED])
     prompt = frontend.prompt()
     assert safe not in prompt
     assert prompt[id_of(workflow, "KSampler")]["inputs"]["model"] == [id_of(workflow, "SafeDitDemoModel"), 0]
-    bypassed = run_small(frontend, seed)
+    bypassed = sampled(frontend, seed)
     assert bypassed.steps == []
     assert bypassed.outputs[report]["text"][0].startswith("No SAFE-DiT run found before this node")
     plain = without_report(prompt, id_of(workflow, "KSampler"), report)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .conftest import Frontend, PageRun, read_workflow
-from .graphs import ACCELERATE, SMALL, fresh_seed, id_of
+from .conftest import Frontend, read_workflow
+from .graphs import ACCELERATE, id_of
 
 SHOTS = os.environ.get("SAFE_DIT_SHOTS", "")
 WIDGET = "safe_dit_map"
@@ -71,15 +71,6 @@ def shoot(page: Frontend, name: str) -> None:
     if SHOTS:
         Path(SHOTS).mkdir(parents=True, exist_ok=True)
         page.page.screenshot(path=str(Path(SHOTS) / f"{page.name}-{name}.png"))
-
-
-def sampled(page: Frontend, seed: int | None = None, **values: Any) -> PageRun:
-    """A small run of what is loaded."""
-    seed = fresh_seed() if seed is None else seed
-    page.set_widgets(**{**SMALL, "seed": seed, "noise_seed": seed, **values})
-    run = page.queue()
-    assert run.ended == "execution_success", run.detail
-    return run
 
 
 def opened(page: Frontend, name: str = "quickstart", node_type: str = ACCELERATE) -> Widget:
