@@ -12,7 +12,7 @@ from ..safe_dit_engine.masks import MaskMode
 from ..safe_dit_engine.painting import parse_painting
 from ..safe_dit_engine.partition import MIN_KEEP_RATIO
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
-from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, CacheMode
+from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
 from .inputs import cache_input, follow_inputs, held_inputs, judged_painting, painting_input
 
 CUSTOM = "custom"

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.painting import parse_painting
-from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, CacheMode
+from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
 
 
 def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:

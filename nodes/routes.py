@@ -9,7 +9,7 @@ from typing import Any
 
 from ..safe_dit_engine.hosts.comfy_live import LiveWish, wish
 from ..safe_dit_engine.presets import PRESETS
-from ..safe_dit_engine.schedule import StepCosts
+from ..safe_dit_engine.steps.plan import StepCosts
 
 MOST_PER_SECOND = 60.0
 

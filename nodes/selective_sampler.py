@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
 from ..safe_dit_engine.painting import parse_painting
-from ..safe_dit_engine.schedule import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
+from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
 from .inputs import cache_input, follow_inputs, held_inputs, judged_painting, painting_input
 
 DEFAULTS = ScheduleConfig(refresh_interval=3, forecast=0.45, widen=True, settle=True)

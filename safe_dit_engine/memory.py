@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .cache import CacheSizes, Storage
-from .schedule import CacheMode
+from .steps.plan import CacheMode
 
 # Of the memory that is free after a dense call; the rest is left for what sampling itself still wants.
 SHARE = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .partition import PartitionConfig
-from .schedule import ScheduleConfig
+from .steps.plan import ScheduleConfig
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .cache import Storage
 from .masks import MaskLedger
 from .partition import Partition
-from .schedule import StepKind
+from .steps.plan import StepKind
 
 MESSAGE_VERSION = 1
 RECORD_MAP_EDGE = 64

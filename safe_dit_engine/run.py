@@ -19,7 +19,6 @@ from .backbones import BACKBONES, Backbone, find_backbone
 from .cache import BranchCache, KeyValues
 from .execution import HEAD, CallPlan, ModelCall
 from .focus import Focus, find_focus
-from .forecast import Forecaster, weight_of
 from .guidance import GuidanceConfig, scale_map, to_pixels
 from .masks import MaskLedger, MaskMode
 from .memory import Memory, MemoryPlan
@@ -27,8 +26,9 @@ from .painting import distorted, kept_tokens
 from .partition import Partition, PartitionConfig, Signal, forced_tokens, select_rows
 from .policies import SpreadPolicy
 from .report import NoteLevel, RunReport, StepRecord
-from .schedule import ScheduleConfig, StepKind, plan_steps, step_of_sigma
 from .sensitivity import Evidence, guidance_strength
+from .steps.forecast import Forecaster, weight_of
+from .steps.plan import ScheduleConfig, StepKind, plan_steps, step_of_sigma
 
 log = logging.getLogger("safe_dit")
 

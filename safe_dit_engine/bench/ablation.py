@@ -14,7 +14,7 @@ from typing import Any
 
 from ..partition import PartitionConfig, Signal
 from ..presets import DEFAULT_PRESET, PRESETS
-from ..schedule import MAX_REFRESH_INTERVAL, ScheduleConfig
+from ..steps.plan import MAX_REFRESH_INTERVAL, ScheduleConfig
 from .fidelity import add_common, run, small
 from .in_process import import_comfyui
 from .pareto import CELL, cells_of

@@ -110,7 +110,7 @@ def _calls(subject: Subject, size: int, keep: float) -> tuple[Callable[[float], 
     from ..hosts.comfy_live import LiveRun
     from ..partition import PartitionConfig
     from ..run import Run, SafeConfig
-    from ..schedule import ScheduleConfig
+    from ..steps.plan import ScheduleConfig
 
     base, device = subject.patcher.model, subject.patcher.load_device
     latent = torch.randn(2, subject.channels, size // 8, size // 8, device=device)

@@ -18,7 +18,7 @@ import numpy as np
 from .. import memory as planning
 from ..demo.scenes import held_out_scenes
 from ..presets import PRESETS
-from ..schedule import CacheMode
+from ..steps.plan import CacheMode
 from .in_process import import_comfyui
 from .journal import Cell, Shot
 from .peers import DENSE, Method, configured

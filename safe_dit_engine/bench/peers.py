@@ -14,7 +14,7 @@ from typing import Any
 from ..guidance import GuidanceConfig
 from ..partition import PartitionConfig, Signal
 from ..presets import DEFAULT_PRESET, PRESETS, Preset
-from ..schedule import ScheduleConfig, plan_steps
+from ..steps.plan import ScheduleConfig, plan_steps
 from .pareto import AT_OUR_STEPS
 from .whole_steps import after_warmup, reuse_whole_steps, spread_out
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..demo.scenes import held_out_scenes
 from ..presets import PRESETS, Preset
-from ..schedule import plan_steps, predicted_share
+from ..steps.plan import plan_steps, predicted_share
 from .in_process import import_comfyui
 from .journal import Cell, Shot
 from .peers import Method, configured

@@ -26,7 +26,7 @@ from ..demo.scenes import held_out_scenes
 from ..partition import PartitionConfig, select_rows
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..report import StepRecord
-from ..schedule import StepKind, plan_steps
+from ..steps.plan import StepKind, plan_steps
 from .in_process import import_comfyui
 from .journal import Cell, Shot
 from .peers import DENSE, Method, configured

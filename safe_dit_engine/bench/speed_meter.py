@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..hosts.diffusers import Accelerated
 from ..report import RunReport
-from ..schedule import StepKind
+from ..steps.plan import StepKind
 from .clock import now, peak_bytes_of, reset_peak
 from .diffusers_models import Subject
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..schedule import step_of_sigma
+from ..steps.plan import step_of_sigma
 
 KEY = "safe_dit_bench_whole_steps"
 Known = tuple[float, Tensor]

@@ -32,7 +32,7 @@ from ..memory import Memory
 from ..origins import tracked
 from ..partition import PartitionConfig
 from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
-from ..schedule import ScheduleConfig, window_of_sigmas
+from ..steps.plan import ScheduleConfig, window_of_sigmas
 from .comfy_live import LiveRun
 
 log = logging.getLogger("safe_dit")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..report import RunReport, StepRecord, note_message, step_message
 from ..run import Run, SafeConfig
-from ..schedule import StepKind
+from ..steps.plan import StepKind
 
 log = logging.getLogger("safe_dit")
 

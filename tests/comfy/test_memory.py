@@ -32,7 +32,7 @@ def flux(comfy: InProcessComfy) -> TinyFamily:
 
 def with_cache(tiny: Any, mode: str, **changes: Any) -> Any:
     """The accelerated model with another way of keeping keys and values."""
-    host, schedule = (tiny.comfy.engine(name) for name in ("hosts.comfy", "schedule"))
+    host, schedule = (tiny.comfy.engine(name) for name in ("hosts.comfy", "steps.plan"))
     model = tiny.accelerated(**{**SELECTIVE, **changes})
     known = host.config_of(model).schedule
     return host.configure(model, schedule=importlib.import_module("dataclasses").replace(known, cache=schedule.CacheMode(mode)))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from safe_dit_engine.masks import MaskMode
 from safe_dit_engine.partition import PartitionConfig
 from safe_dit_engine.run import SafeConfig
-from safe_dit_engine.schedule import ScheduleConfig
+from safe_dit_engine.steps.plan import ScheduleConfig
 
 TEXT, WIDTH = 10, 24
 HEIGHT, SIDE = 128, 160  # 8 x 10 tokens

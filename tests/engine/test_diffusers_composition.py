@@ -19,7 +19,7 @@ from safe_dit_engine.hosts.diffusers import apply
 from safe_dit_engine.painting import CONTEXT
 from safe_dit_engine.partition import PartitionConfig
 from safe_dit_engine.run import UNCOMPILED, SafeConfig
-from safe_dit_engine.schedule import ScheduleConfig
+from safe_dit_engine.steps.plan import ScheduleConfig
 
 from .diffusers_pipelines import FAMILIES, STEPS, Tiny, euler, graph, noise, selective, text, tiny_of, weighted
 from .test_diffusers_host import TOLERANCE, differences, shown

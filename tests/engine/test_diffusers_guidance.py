@@ -15,7 +15,7 @@ from safe_dit_engine.hosts.diffusers import apply, preset
 from safe_dit_engine.hosts.diffusers_guidance import UNPAIRED, branch_pair, combination, moved
 from safe_dit_engine.partition import PartitionConfig, Signal
 from safe_dit_engine.run import SafeConfig
-from safe_dit_engine.schedule import ScheduleConfig
+from safe_dit_engine.steps.plan import ScheduleConfig
 
 from .diffusers_pipelines import HEIGHT, SIDE, STEPS, Tiny, noise, tiny_of
 

@@ -26,7 +26,7 @@ from safe_dit_engine.masks import MaskMode
 from safe_dit_engine.partition import PartitionConfig
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.run import SafeConfig
-from safe_dit_engine.schedule import ScheduleConfig
+from safe_dit_engine.steps.plan import ScheduleConfig
 
 from .diffusers_pipelines import FAMILIES, STEPS, TEXT, WIDTH, Tiny, counted, euler, graph, noise, selective, tiny_of
 

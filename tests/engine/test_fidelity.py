@@ -20,7 +20,7 @@ from safe_dit_engine.bench.pareto import AT_OUR_STEPS, compare, curves_of, paret
 from safe_dit_engine.bench.results import save
 from safe_dit_engine.bench.whole_steps import after_warmup, extrapolated, spread_out
 from safe_dit_engine.demo.scenes import held_out_scenes, scene_from_seed
-from safe_dit_engine.schedule import plan_steps
+from safe_dit_engine.steps.plan import plan_steps
 
 # Curves
 

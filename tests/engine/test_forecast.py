@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_dit_engine.forecast import MAX_REACH, Forecaster, weight_of
+from safe_dit_engine.steps.forecast import MAX_REACH, Forecaster, weight_of
 
 SHAPE = (1, 2, 4, 4)
 SIGMAS = [1.0, 0.9, 0.8, 0.65, 0.5, 0.3, 0.1, 0.0]

@@ -24,7 +24,7 @@ from safe_dit_engine.bench.results import psnr_db
 from safe_dit_engine.hosts.diffusers import apply
 from safe_dit_engine.hosts.diffusers_loading import TEXTS, Asked, call_arguments
 from safe_dit_engine.presets import PRESETS
-from safe_dit_engine.schedule import plan_steps
+from safe_dit_engine.steps.plan import plan_steps
 
 from .diffusers_pipelines import BLOCKS, WIDTH, euler, flux_transformer, tiny_of, weighted
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_dit_engine.cache import BranchCache, CacheSizes, KeyValues, Storage
 from safe_dit_engine.memory import Memory, MemoryPlan
-from safe_dit_engine.schedule import CacheMode
+from safe_dit_engine.steps.plan import CacheMode
 
 CPU, GPU = torch.device("cpu"), torch.device("meta")
 A, B = "branch a", "branch b"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from safe_dit_engine.painting import format_painting, kept_tokens, parse_painting, resize_painting
-from safe_dit_engine.schedule import ScheduleConfig, StepCosts, plan_steps, predicted_share
+from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, plan_steps, predicted_share
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
 

@@ -12,7 +12,7 @@ import torch
 from safe_dit_engine.partition import select_rows
 from safe_dit_engine.pictures import sensitivity_mask, token_map
 from safe_dit_engine.report import RunReport, StepRecord, step_message
-from safe_dit_engine.schedule import StepKind
+from safe_dit_engine.steps.plan import StepKind
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_dit_engine.schedule import ScheduleConfig, StepCosts, StepKind, plan_steps, predicted_share, step_of_sigma, window_of_sigmas
+from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, StepKind, plan_steps, predicted_share, step_of_sigma, window_of_sigmas
 
 
 def kinds(plan: tuple[StepKind, ...]) -> str:

@@ -21,7 +21,7 @@ from safe_dit_engine.hosts.diffusers import apply
 from safe_dit_engine.masks import MaskMode
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.run import SafeConfig
-from safe_dit_engine.schedule import StepKind, plan_steps
+from safe_dit_engine.steps.plan import StepKind, plan_steps
 
 SIZE, STEPS = 128, 3
 BILLIONS = {"lumina-next": 2.0, "sd3-medium": 2.0, "flux1-dev": 12.0, "pixart-sigma": 0.6, "z-image": 6.0}  # as their authors call them

@@ -1,5 +1,5 @@
 // @ts-check
-/** Which step does what, and what the run will cost: the rule of safe_dit_engine/schedule.py. tests/fixtures/plans.json pins both. */
+/** Which step does what, and what the run will cost: the rule of safe_dit_engine/steps/plan.py. tests/fixtures/plans.json pins both. */
 
 /**
  * @typedef {"warmup" | "anchor" | "selective" | "held"} Kind
