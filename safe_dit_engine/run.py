@@ -28,7 +28,10 @@ from .policies import SpreadPolicy
 from .report import NoteLevel, RunReport, StepRecord
 from .sensitivity import Evidence, guidance_strength
 from .steps.forecast import Forecaster, weight_of
-from .steps.plan import ScheduleConfig, StepKind, plan_steps, step_of_sigma
+from .steps.clock import StepClock
+from .steps.levels import flow_progress
+from .steps.plan import ScheduleConfig, StepKind, plan_steps, reaches, trust, why_full
+from .steps.samplers import EULER, Sampler
 
 log = logging.getLogger("safe_dit")
 
@@ -67,8 +70,9 @@ class Obstacle:
 class Run:
     """State of one sampling run over a latent `[images, C, H, W]`, or a video's `[images, C, frames, H, W]`.
 
-    `sigmas`: noise levels, falling, the last one the end of the run. `window`: half-open range of steps that may be selective.
-    `backbones`: the host's table of model families.
+    `sigmas`: noise levels, the last one the end of the run. `window`: half-open range of steps that need not be computed in full.
+    `backbones`: the host's table of model families. `progress`: how far the run has come at each level (steps/levels.py; default: as in
+    a flow-matching model). `sampler`: what it makes of a prediction (default: Euler's method).
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class Run:
         window: tuple[int, int],
         memory: Memory | None = None,
         backbones: tuple[Backbone, ...] = BACKBONES,
+        progress: Sequence[float] | None = None,
+        sampler: Sampler = EULER,
     ) -> None:
         self.config = config
         self.sigmas = tuple(sigmas)
@@ -95,20 +101,25 @@ class Run:
         self._started = time.perf_counter()
         schedule = config.schedule or ScheduleConfig(refresh_interval=1)
         warmup = self._partitioning.warmup_steps
-        self.plan = plan_steps(self.report.total_steps, warmup, schedule, window)
+        self.progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
+        self._sampler = sampler
+        self._clock = StepClock(self.sigmas)
+        self.plan = plan_steps(self.progress, warmup, schedule, window if not sampler.full else (0, 0))
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
         self._backbone = self._fit(module, latent_shape, backbones)
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
-        self._forecaster = Forecaster(schedule.forecast, schedule.settle)
+        self._interval = schedule.refresh_interval
+        self._forecaster = Forecaster(schedule.forecast if sampler.forecast else 0.0, schedule.settle and sampler.corrector)
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
-        self._evaluated: set[int] = set()
-        self._regular = True
+        self._last_full: int | None = None  # step
+        self._answered: int | None = None  # the last step that was skipped
         self._dense_rows = 0
         self._sigma = self.sigmas[0]
         self._begin_step(0)
+        self._judge_plan(schedule)
         self._judge_painting()
 
     def _fit(self, module: nn.Module, latent_shape: tuple[int, ...], backbones: tuple[Backbone, ...]) -> Backbone | None:
@@ -134,6 +145,11 @@ class Run:
             self.note(f"{reason}; it runs dense.", NoteLevel.WARNING)
         else:
             self.note(f"{reason}; steps are held all the same, but there is no map of its tokens.")
+
+    def _judge_plan(self, schedule: ScheduleConfig) -> None:
+        asked = self.config.schedule is not None and schedule.refresh_interval > 1
+        if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
+            self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full)}.")
 
     def _judge_painting(self) -> None:
         painting = self._partitioning.painting
@@ -186,26 +202,37 @@ class Run:
 
     def begin_evaluation(self, sigma: float) -> None:
         """A model evaluation at noise level `sigma` begins."""
-        self._sigma = sigma
-        self._begin_step(step_of_sigma(self.sigmas, sigma))
-        # What a sampler that evaluates a step more than once, or between steps, makes of a prediction is not known here.
-        self._regular &= self.step not in self._evaluated and abs(self.sigmas[self.step] - sigma) <= 1e-4 * sigma
-        self._evaluated.add(self.step)
+        before, self._sigma = self.step, sigma
+        self._begin_step(self._clock.at(sigma))
+        if self.step - before not in (0, 1):  # what became of the steps in between is not known here
+            self._forecaster.lose_count()
         if self._backbone is not None and (self.kind is not StepKind.WARMUP or self.step == self._map_from):
             self._make_map()
 
     def held(self) -> Tensor | None:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
         ready = self._may_skip and not self._blocked and self._forecaster.ready
-        if self.kind is not StepKind.HELD or not ready:
+        if self.kind is not StepKind.HELD or not ready or not self._near_enough:
             return None
         self._rows[1] = self._dense_rows
-        self._skipped = True
-        return self._forecaster.skipped(self._sigma, self._weight)
+        self._skipped, self._answered = True, self.step
+        return self._forecaster.skipped(self._sigma, self._weight, trust(self._gap(1)))
+
+    @property
+    def _near_enough(self) -> bool:
+        """Whether what was really computed lies near enough for this step not to be computed: not every planned step need have arrived."""
+        last = self._last_full
+        if last is None or not 0 < self.step - last < self._interval or not reaches(self.progress, last, self.step):
+            return False
+        return self._clock.on_level or self._answered == self.step
+
+    def _gap(self, ahead: int) -> float:
+        """Progress from the last full step to this one, or to so many steps `ahead`."""
+        return self.progress[self.step + ahead] - self.progress[self._last_full or 0]
 
     @property
     def _weight(self) -> float:
-        return weight_of(self._sigma, self.sigmas[self.step + 1]) if self._regular else 0.0
+        return weight_of(self._sigma, self.sigmas[self.step + 1])
 
     def begin_batch(self, conditional: frozenset[int]) -> None:
         """A batch of conditionings begins; `conditional`: indices of those that carry the prompt (not the negative)."""
@@ -226,9 +253,11 @@ class Run:
         if self._policy is not None and self._backbone is not None:
             self._policy.observe((x - prediction) / self._sigma, None if partition is None else partition.sensitive, self._grid)
         if partition is None or self._backbone is None:
-            return self._forecaster.refreshed(prediction, self._sigma, self._weight)
+            believed = trust(self._gap(0))
+            self._last_full = self.step
+            return self._forecaster.refreshed(prediction, self._sigma, self._weight, believed)
         fresh = partition.pixels(self._backbone.edge(self._module), tuple(prediction.shape[2:])).to(prediction.device)
-        return self._forecaster.selected(prediction, self._sigma, self._weight, fresh)
+        return self._forecaster.selected(prediction, self._sigma, self._weight, fresh, trust(self._gap(1)))
 
     def end_evaluation(self) -> StepRecord:
         """The evaluation ended; returns what it was."""

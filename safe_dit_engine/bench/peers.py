@@ -14,6 +14,7 @@ from typing import Any
 from ..guidance import GuidanceConfig
 from ..partition import PartitionConfig, Signal
 from ..presets import DEFAULT_PRESET, PRESETS, Preset
+from ..steps.levels import even_progress
 from ..steps.plan import ScheduleConfig, plan_steps
 from .pareto import AT_OUR_STEPS
 from .whole_steps import after_warmup, reuse_whole_steps, spread_out
@@ -142,7 +143,7 @@ def at_our_steps() -> list[Method]:
 
 def steps_computed(preset: Preset, total: int) -> frozenset[int]:
     """The steps a preset computes whole."""
-    plan = plan_steps(total, preset.warmup_steps, preset.schedule())
+    plan = plan_steps(even_progress(total), preset.warmup_steps, preset.schedule())
     return frozenset(step for step, kind in enumerate(plan) if kind.dense)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..demo.scenes import held_out_scenes
 from ..presets import PRESETS, Preset
+from ..steps.levels import even_progress
 from ..steps.plan import plan_steps, predicted_share
 from .in_process import import_comfyui
 from .journal import Cell, Shot
@@ -65,7 +66,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def row_of(preset: Preset, row: dict[str, Any]) -> dict[str, Any]:
     """Prediction beside measurement."""
-    plan = plan_steps(row["steps"], preset.warmup_steps, preset.schedule())
+    plan = plan_steps(even_progress(row["steps"]), preset.warmup_steps, preset.schedule())
     predicted, measured = predicted_share(plan, preset.keep_ratio), row["seconds_over_dense"]
     kept = {key: row[key] for key in ("setting", "resolution", "steps")}
     return {**kept, "predicted": predicted, "measured": measured, "error": predicted / measured - 1.0}

@@ -26,6 +26,7 @@ from ..demo.scenes import held_out_scenes
 from ..partition import PartitionConfig, select_rows
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..report import StepRecord
+from ..steps.levels import even_progress
 from ..steps.plan import StepKind, plan_steps
 from .in_process import import_comfyui
 from .journal import Cell, Shot
@@ -154,7 +155,7 @@ def tell(server: Any, bench: Bench, name: str, seed: int) -> list[dict[str, Any]
 
     preset = PRESETS.get(name)
     schedule = None if preset is None else preset.schedule()
-    kinds = (StepKind.ANCHOR,) * STEPS if preset is None or schedule is None else plan_steps(STEPS, preset.warmup_steps, schedule)
+    kinds = (StepKind.ANCHOR,) * STEPS if preset is None or schedule is None else plan_steps(even_progress(STEPS), preset.warmup_steps, schedule)
     config = SafeConfig(partition=PartitionConfig(keep_ratio=0.25), schedule=schedule)
     sigmas = [1.0 - step / STEPS for step in range(STEPS + 1)]
     module = bench.model.model.diffusion_model

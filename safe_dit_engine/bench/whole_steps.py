@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..steps.plan import step_of_sigma
+from ..steps.clock import StepClock
 
 KEY = "safe_dit_bench_whole_steps"
 Known = tuple[float, Tensor]
@@ -57,7 +57,7 @@ def reuse_whole_steps(model: Any, place: Callable[[int], frozenset[int]], order:
             levels.extend(options["transformer_options"]["sample_sigmas"].tolist())
             computed.update(place(len(levels) - 1))
         sigma = float(timestep.flatten()[0])
-        if known and step_of_sigma(levels, sigma) not in computed:
+        if known and StepClock(levels).at(sigma) not in computed:
             return extrapolated(known, sigma, order, damping)
         prediction = executor(x, timestep, options, *args, **kwargs)
         known[:] = [*(pair for pair in known[-2:] if pair[0] != sigma), (sigma, prediction)]

@@ -32,7 +32,9 @@ from ..memory import Memory
 from ..origins import tracked
 from ..partition import PartitionConfig
 from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
+from ..steps.levels import progress_of
 from ..steps.plan import ScheduleConfig, window_of_sigmas
+from ..steps.samplers import Sampler, find_sampler
 from .comfy_live import LiveRun
 
 log = logging.getLogger("safe_dit")
@@ -148,8 +150,29 @@ def _start_run(guider: Any, options: dict[str, Any], latent: Tensor, sampler: An
             config = replace(config, partition=replace(config.partition or PartitionConfig(), painting=sampler.painting))
     base_model = guider.model_patcher.model
     levels = sigmas.tolist()
-    window = _window(config.schedule, base_model, levels)
-    return Run(config, base_model.diffusion_model, levels, tuple(latent.shape), window, _memory_of(base_model))
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    return Run(
+        config,
+        base_model.diffusion_model,
+        levels,
+        tuple(latent.shape),
+        _window(config.schedule, sampling, levels),
+        _memory_of(base_model),
+        progress=[_progress(sampling, level) for level in levels],
+        sampler=_sampler_row(sampler),
+    )
+
+
+def _progress(sampling: Any, sigma: float) -> float:
+    """Progress at a noise level: the model's own sampling object is asked how much picture and noise a latent holds there."""
+    level, zero, one = torch.full((1, 1, 1, 1), sigma), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    signal, noise = sampling.noise_scaling(level, zero, one), sampling.noise_scaling(level, one, zero)
+    return progress_of(float(signal), float(noise))
+
+
+def _sampler_row(sampler: Any) -> Sampler:
+    inner = sampler.sampler if isinstance(sampler, SelectiveSampler) else sampler
+    return find_sampler(getattr(getattr(inner, "sampler_function", None), "__name__", None))
 
 
 def _memory_of(base_model: Any) -> Memory:
@@ -163,10 +186,10 @@ def _memory_of(base_model: Any) -> Memory:
     return Memory(management.get_free_memory, make_room)
 
 
-def _window(schedule: ScheduleConfig | None, base_model: Any, levels: list[float]) -> tuple[int, int]:
+def _window(schedule: ScheduleConfig | None, sampling: Any, levels: list[float]) -> tuple[int, int]:
     if schedule is None:
         return (0, len(levels) - 1)
-    to_sigma = base_model.model_sampling.percent_to_sigma
+    to_sigma = sampling.percent_to_sigma
     return window_of_sigmas(levels, float(to_sigma(schedule.start_percent)), float(to_sigma(schedule.end_percent)))
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 MAX_REACH = 2.0
 # Rows computed among neighbours that are not are about as far off as the line between two refreshes: settle them half way.
 SENSITIVE_DEBT = 0.5
+# How many times as far as the coming step itself moves x a refresh may move it; where levels are uneven, more would be noise.
+MAX_PAYMENT = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,14 @@ class Account:
         line = self._weights * self._value + self._falls / (self._sigma - sigma) * (value - self._value)
         return line - self._given
 
+    def payment(self, value: Tensor, sigma: float, weight: float, trust: float) -> Tensor | None:
+        """What to add to a refresh that gave `value`, whose own `weight` is to make up for the debt; None: nothing."""
+        debt = self.debt(value, sigma) if weight != 0.0 else None
+        if debt is None:
+            return None
+        share = (MAX_PAYMENT * abs(weight) / torch.as_tensor(self._weights, device=debt.device).abs().clamp_min(1e-12)).clamp_max(1.0)
+        return debt / weight * share * (0.5 + 0.5 * trust)
+
 
 def weight_of(sigma: float, following: float) -> float:
     """Weight of the prediction at noise level `sigma` in x / sigma at the `following` one; 0 where the run ends."""
@@ -90,7 +100,8 @@ class Forecaster:
     """The course of one run's predictions `[B, C, H, W]`.
 
     `forecast`: how far what is not computed follows its course (0 holds, the paper). `settle`: whether a refresh pays what is owed.
-    `weight` in all calls: see `weight_of`; 0 where it is not known what the sampler makes of a prediction.
+    `weight` in all calls: see `weight_of`. `trust`: how far to believe the line over the steps since the last refresh, 0..1;
+    at 0 nothing is forecast and half of what is owed is paid.
     """
 
     def __init__(self, forecast: float, settle: bool) -> None:
@@ -104,26 +115,30 @@ class Forecaster:
         """Whether there is something to go on from."""
         return self._course is not None
 
-    def refreshed(self, value: Tensor, sigma: float, weight: float) -> Tensor:
+    def refreshed(self, value: Tensor, sigma: float, weight: float, trust: float = 1.0) -> Tensor:
         """Note a prediction computed everywhere; returns what to hand to the sampler: the same, bit for bit, where nothing is owed."""
-        debt = self._account.debt(value, sigma) if self._account is not None and weight != 0.0 else None
+        payment = self._account.payment(value, sigma, weight, trust) if self._account is not None else None
         self._course = begin(value, sigma) if self._course is None else self._course.advanced(value, sigma)
         self._account = Account(value, sigma) if self._settle else None
-        return value if debt is None else value + debt / weight
+        return value if payment is None else value + payment
 
-    def selected(self, value: Tensor, sigma: float, weight: float, fresh: Tensor) -> Tensor:
+    def lose_count(self) -> None:
+        """Steps went by that were not seen: what is owed is not known, so nothing is paid at the next refresh."""
+        self._account = None
+
+    def selected(self, value: Tensor, sigma: float, weight: float, fresh: Tensor, trust: float = 1.0) -> Tensor:
         """Note a prediction computed at pixels `fresh` (bool `[B, 1, H, W]`) only; returns it with the rest filled in."""
         assert self._course is not None
-        result = torch.where(fresh, value, self._course.follow(sigma, self._forecast))
+        result = torch.where(fresh, value, self._course.follow(sigma, self._forecast * trust))
         self._course = self._course.advanced(value, sigma).where(fresh, self._course)
         if self._account is not None:
             self._account.give(result, sigma, weight, torch.where(fresh, SENSITIVE_DEBT, 1.0))
         return result
 
-    def skipped(self, sigma: float, weight: float) -> Tensor:
+    def skipped(self, sigma: float, weight: float, trust: float = 1.0) -> Tensor:
         """The prediction at noise level `sigma` when nothing was computed."""
         assert self._course is not None
-        result = self._course.follow(sigma, self._forecast)
+        result = self._course.follow(sigma, self._forecast * trust)
         if self._account is not None:
             self._account.give(result, sigma, weight)
         return result

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 MAX_REFRESH_INTERVAL = 64
+# Warm-up is given in steps of a run of so many.
+REFERENCE_STEPS = 20
+# How far two cycles together may reach in progress: after a wide one, a full step that nothing is skipped behind.
+WIDEST_PAIR = 0.42
 
 
 class StepKind(str, Enum):
@@ -68,28 +72,84 @@ class ScheduleConfig:
             )
 
 
-def plan_steps(total: int, warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None) -> tuple[StepKind, ...]:
-    """Kinds of the `total` steps of a run.
+def plan_steps(
+    progress: Sequence[float], warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None
+) -> tuple[StepKind, ...]:
+    """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
-    `window` is the half-open range of step indices that may be skipped (default: all). Warm-up lasts `warmup` steps, or until the window
-    opens if that is later; its last step serves as the first anchor.
+    `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, less
+    where they reach further than in a run of `REFERENCE_STEPS`, or until the window opens if that is later; its last step is the first
+    anchor. No cycle spans more than `reaches` allows. The last step, and any that the noise level does not fall into and out of, is an anchor.
     """
+    total = len(progress) - 1
     first, last = window if window is not None else (0, total)
-    opens, closes = min(max(first, warmup), total), min(last, total)
+    opens = min(max(first, min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS))), total)
+    closes = min(last, total - 1)
     kinds = [StepKind.WARMUP] * opens
-    interval = schedule.refresh_interval
-    short = math.ceil((closes - opens) / interval / 3) if schedule.widen else 0
-    growing = [2 + index * (interval - 2) // short for index in range(short)]
-    for length in itertools.chain(growing, itertools.repeat(interval)):
-        if len(kinds) >= closes:
+    before, full = opens - 2, opens - 1
+    for length in _lengths(schedule, max(0, total - opens)):
+        if len(kinds) >= total:
             break
-        kinds += _cycle(schedule, length)
-    kinds = kinds[: max(opens, closes)]
-    return tuple(kinds + [StepKind.ANCHOR] * (total - len(kinds)))
+        most = min(length, schedule.refresh_interval) - 1
+        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), most, closes))
+        before, full = full, len(kinds) - 1
+    return tuple(kinds[:total])
 
 
-def _cycle(schedule: ScheduleConfig, length: int) -> list[StepKind]:
-    between = min(length, schedule.refresh_interval) - 1
+def reaches(progress: Sequence[float], full: int, step: int) -> bool:
+    """Whether a `step` may be left out after the `full` one: the noise level falls into and out of it, and the next is near enough.
+
+    Near enough is less at the start, where the picture is laid out: there a guided prediction overshoots what the next one would turn
+    back (docs/experiments.md, part 26).
+    """
+    widest = min(0.25, 0.1 + progress[full] / 3)
+    return falls_through(progress, step) and progress[step + 1] - progress[full] <= widest + 1e-6
+
+
+def trust(gap: float) -> float:
+    """How far to believe the line through two predictions over a `gap` in progress: fully where steps are close, not at all over the
+    widest gaps, where it overshoots."""
+    return min(1.0, max(0.0, (0.2 - gap) / 0.05))
+
+
+def why_full(progress: Sequence[float], sampler: str) -> str:
+    """Why no step of a run is left out, as the end of a sentence; `sampler`: the sampler's own reason, if it has one."""
+    steps = len(progress) - 1
+    if sampler:
+        return f"this sampler {sampler}"
+    if steps > 1 and not any(falls_through(progress, step) for step in range(steps)):
+        return "the noise level does not fall along this run, as when a picture is turned back into noise"
+    if any(reaches(progress, step - 1, step) for step in range(1, steps - 1)):
+        return "the settings leave no step for it"
+    return f"with {steps} step{'s' if steps != 1 else ''} they lie so far apart that leaving one out costs more than asking for fewer"
+
+
+def falls_through(progress: Sequence[float], step: int) -> bool:
+    """Whether the noise level falls both into and out of a step."""
+    return 0 < step < len(progress) - 1 and progress[step - 1] < progress[step] < progress[step + 1]
+
+
+def _before(progress: Sequence[float], level: float) -> int:
+    """Steps of a run, but for its first, that lie before a level."""
+    return next((i for i, found in enumerate(progress[1:-1]) if found >= level - 1e-6), len(progress) - 2)
+
+
+def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
+    """Lengths of the cycles over the `steps` after warm-up: with `widen`, those of the first third grow from 2 steps to the interval."""
+    interval = schedule.refresh_interval
+    short = math.ceil(steps / interval / 3) if schedule.widen else 0
+    growing = [2 + index * (interval - 2) // short for index in range(short)]
+    return itertools.chain(growing, itertools.repeat(interval))
+
+
+def _room(progress: Sequence[float], before: int, full: int, most: int, closes: int) -> int:
+    """How many steps, at most `most`, need not be computed in full after the `full` one, which follows the one `before`."""
+    steps = range(full + 1, min(full + 1 + most, closes))
+    fits = (reaches(progress, full, step) and progress[step + 1] - progress[before] <= WIDEST_PAIR + 1e-6 for step in steps)
+    return sum(itertools.takewhile(bool, fits))
+
+
+def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:
     held = min(schedule.held_steps, between)
     return [StepKind.SELECTIVE] * (between - held) + [StepKind.HELD] * held + [StepKind.ANCHOR]
 
@@ -110,17 +170,6 @@ def predicted_share(plan: Sequence[StepKind], keep_ratio: float, costs: StepCost
     """Predicted time of a run relative to dense."""
     share = {StepKind.SELECTIVE: (costs or StepCosts()).selective(keep_ratio), StepKind.HELD: 0.0}
     return sum(share.get(kind, 1.0) for kind in plan) / max(len(plan), 1)
-
-
-def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
-    """Step a model evaluation at noise level `sigma` belongs to.
-
-    The largest index whose sigma is not below the given one, so that in-between evaluations of second-order and SDE samplers count to
-    the step they refine. `sigmas` falls over the run; its last entry is the end of the run, not a step.
-    """
-    steps = len(sigmas) - 1
-    reached = [i for i in range(steps) if sigmas[i] >= sigma * (1.0 - 1e-4)]
-    return reached[-1] if reached else 0
 
 
 def window_of_sigmas(sigmas: Sequence[float], start_sigma: float, end_sigma: float) -> tuple[int, int]:

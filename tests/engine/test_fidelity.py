@@ -20,6 +20,7 @@ from safe_dit_engine.bench.pareto import AT_OUR_STEPS, compare, curves_of, paret
 from safe_dit_engine.bench.results import save
 from safe_dit_engine.bench.whole_steps import after_warmup, extrapolated, spread_out
 from safe_dit_engine.demo.scenes import held_out_scenes, scene_from_seed
+from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import plan_steps
 
 # Curves
@@ -265,7 +266,7 @@ def test_every_chosen_setting_exists() -> None:
 def test_the_peer_with_our_steps_has_them_and_is_not_the_best_peer() -> None:
     preset = presets.PRESETS["balanced"]
     steps = peers.steps_computed(preset, 20)
-    assert steps == {step for step, kind in enumerate(plan_steps(20, preset.warmup_steps, preset.schedule())) if kind.dense}
+    assert steps == {step for step, kind in enumerate(plan_steps(even_progress(20), preset.warmup_steps, preset.schedule())) if kind.dense}
     rows = [row("ours", 0.5, 45.0), row("whole_steps_linear", 0.5, 41.0), row(AT_OUR_STEPS, 0.5, 44.0)]
     reading = compare(rows)[0]
     assert (reading["best_peer"], reading["difference_db"], reading[AT_OUR_STEPS]) == ("whole_steps_linear", 4.0, 44.0)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from safe_dit_engine.painting import format_painting, kept_tokens, parse_painting, resize_painting
+from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, plan_steps, predicted_share
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
@@ -18,17 +19,20 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
 def cases() -> list[dict[str, Any]]:
     """Settings that reach every branch of the rule."""
     found = []
-    grid = itertools.product((1, 2, 3, 7, 20, 50), (1, 4, 30), (1, 2, 3, 4, 16), (False, True), (0, 1, 2, 63))
-    for index, (total, warmup, interval, widen, held) in enumerate(grid):
+    uneven = (0.0, 0.1, 0.1, 0.3, 0.35, 0.4, 0.2, 0.3, 0.45, 0.5, 0.8, 0.85, 1.0)  # a level twice, one that is gone back to, a jump
+    runs = [even_progress(total, shift) for total, shift in ((1, 2), (2, 2), (8, 1), (12, 2), (20, 3), (30, 6), (50, 2))] + [uneven]
+    grid = itertools.product(runs, (1, 4, 30), (1, 2, 3, 4, 16), (False, True), (0, 1, 2, 63))
+    for index, (run, warmup, interval, widen, held) in enumerate(grid):
+        progress, total = [round(level, 6) for level in run], len(run) - 1
         window = (0, total) if index % 3 else (total // 4, total - total // 5)
         schedule = {"refresh_interval": interval, "start_percent": 0.0, "end_percent": 1.0, "widen": widen, "held_steps": held}
-        found.append({"total": total, "warmup": warmup, "schedule": schedule, "window": window, "keep_ratio": (0.1, 0.25, 1.0)[index % 3]})
+        found.append({"progress": progress, "warmup": warmup, "schedule": schedule, "window": window, "keep_ratio": (0.1, 0.25, 1.0)[index % 3]})
     return found
 
 
 def solved(case: dict[str, Any]) -> dict[str, Any]:
     """A case with its plan, a letter a step, and its predicted share."""
-    plan = plan_steps(case["total"], case["warmup"], ScheduleConfig(**case["schedule"]), tuple(case["window"]))
+    plan = plan_steps(case["progress"], case["warmup"], ScheduleConfig(**case["schedule"]), tuple(case["window"]))
     share = predicted_share(plan, case["keep_ratio"], StepCosts(0.058, 0.82))
     return {**case, "window": list(case["window"]), "plan": "".join(kind.value[0] for kind in plan), "share": round(share, 9)}
 

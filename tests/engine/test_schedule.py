@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -9,7 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, StepKind, plan_steps, predicted_share, step_of_sigma, window_of_sigmas
+from safe_dit_engine.presets import PRESETS
+from safe_dit_engine.steps.clock import StepClock
+from safe_dit_engine.steps.levels import even_progress, flow_progress, plain_progress
+from safe_dit_engine.steps.plan import (
+    WIDEST_PAIR,
+    ScheduleConfig,
+    StepCosts,
+    StepKind,
+    plan_steps,
+    predicted_share,
+    reaches,
+    trust,
+    why_full,
+    window_of_sigmas,
+)
 
 
 def kinds(plan: tuple[StepKind, ...]) -> str:
@@ -17,59 +32,138 @@ def kinds(plan: tuple[StepKind, ...]) -> str:
 
 
 def plan(total: int, warmup: int, interval: int, window: tuple[int, int] | None = None, **values: Any) -> str:
-    return kinds(plan_steps(total, warmup, ScheduleConfig(interval, **values), window))
+    """A plan over so many even steps."""
+    return kinds(plan_steps(even_progress(total), warmup, ScheduleConfig(interval, **values), window))
 
 
 def test_plan_as_drawn() -> None:
-    assert plan(12, 3, 4) == "wwwsssasssas"
-    assert plan(10, 2, 3, (4, 8)) == "wwwwssasaa"
-    assert plan(4, 2, 1) == "wwaa"
-    assert plan(2, 5, 4) == "ww"
-    assert plan(12, 3, 4, held_steps=1) == "wwwsshasshas"
-    assert plan(12, 3, 4, held_steps=9) == "wwwhhhahhhah"
+    assert plan(24, 3, 4) == "wwwssasssasssasssasssasa"
+    assert plan(20, 2, 3, (8, 13)) == "wwwwwwwwssassaaaaaaa"
+    assert plan(20, 2, 1) == "w" * 2 + "a" * 18
+    assert plan(20, 3, 4, held_steps=1) == "wwwhashasshasshassha"
+    assert plan(20, 3, 4, held_steps=9) == "wwwhahhahhhahhhahhha"
+    assert plan(4, 2, 4) == "waaa" and plan(1, 4, 2) == "a"
 
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
-    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasassassassassa"), (4, "wwwwsassasssasssasss")],
+    [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasassassassassa"), (4, "wwwwsassasssasssassa")],
 )
 def test_widening_cycles(interval: int, expected: str) -> None:
     assert plan(20, 4, interval, widen=True) == expected
 
 
-@given(st.integers(1, 60), st.integers(1, 10), st.integers(2, 20))
-def test_widening_cycles_grow_from_two_steps_to_the_interval(total: int, warmup: int, interval: int) -> None:
-    *cycles, last = [len(cycle) + 1 for cycle in re.split("a", plan(total, warmup, interval, widen=True).lstrip("w"))]
-    assert cycles == sorted(cycles) and last <= interval + 1
-    third = -(-(total - warmup) // interval // 3) if total > warmup else 0
-    assert cycles[:1] in ([], [2]) and all(length == interval for length in cycles[third + 1 :])
+def progresses() -> st.SearchStrategy[list[float]]:
+    """Noise levels in any order."""
+    return st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40)
 
 
-@given(
-    st.integers(0, 60), st.integers(1, 10), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60), st.booleans(), st.integers(0, 20)
-)
-def test_plan_laws(total: int, warmup: int, interval: int, first: int, last: int, widen: bool, held: int) -> None:
-    found = plan(total, warmup, interval, (first, last), widen=widen, held_steps=held)
-    assert len(found) == total
-    assert set(found[:warmup]) <= {"w"}
-    assert all(max(first, warmup) <= i < last for i, kind in enumerate(found) if kind in "sh")
-    between = re.findall("[sh]+", found)
-    assert all(len(cycle) < interval and cycle.count("h") <= held and "hs" not in cycle for cycle in between)
+ANY = st.integers(0, 60)
+
+
+@given(progresses(), st.integers(1, 40), st.integers(1, 20), ANY, ANY, st.booleans(), st.integers(0, 20))
+def test_plan_laws(progress: list[float], warmup: int, interval: int, first: int, last: int, widen: bool, held: int) -> None:
+    found = kinds(plan_steps(progress, warmup, ScheduleConfig(interval, widen=widen, held_steps=held), (first, last)))
+    total = len(progress) - 1
+    assert len(found) == total and found[-1:] in ("", "w", "a") and found[:1] != "s" and found[:1] != "h"
+    left_out = [i for i, kind in enumerate(found) if kind in "sh"]
+    assert all(first <= i < last and progress[i - 1] < progress[i] < progress[i + 1] for i in left_out)
+    assert all(len(cycle) < interval and cycle.count("h") <= held and "hs" not in cycle for cycle in re.findall("[sh]+", found))
+    full = [i for i, kind in enumerate(found) if kind in "wa"]
+    wide = [(one, other) for one, other in itertools.pairwise(full) if other > one + 1]
+    assert all(progress[other] - progress[one] <= 0.25 + 1e-5 for one, other in wide)
+    pairs = [(a, c) for a, b, c in zip(full, full[1:], full[2:], strict=False) if c > b + 1]
+    assert all(progress[c] - progress[a] <= WIDEST_PAIR + 1e-5 for a, c in pairs)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("shift", [1.0, 2.0, 3.0, 6.0, 12.0])
+def test_few_steps_are_all_computed_and_many_are_not(preset: str, shift: float) -> None:
+    values = PRESETS[preset]
+    plans = [plan_steps(even_progress(total, shift), values.warmup_steps, values.schedule()) for total in range(1, 51)]
+    assert all(kind.dense for plan in plans[:5] for kind in plan)
+    assert all(any(not kind.dense for kind in plan) for plan in plans[14:])
+
+
+def test_the_second_part_of_a_split_run_does_not_warm_up_again() -> None:
+    whole, schedule = even_progress(20), PRESETS["balanced"].schedule()
+    assert kinds(plan_steps(whole[10:], 4, schedule)) == "whahhahhaa"
+    assert kinds(plan_steps(whole[:11], 4, schedule)) == "wwwwhahhaa"
+
+
+def test_warm_up_is_no_longer_than_in_a_run_of_twenty_steps() -> None:
+    steps = [kinds(plan_steps(even_progress(total), 4, ScheduleConfig(2))).count("w") for total in (8, 10, 12, 20, 30, 50)]
+    assert steps == [2, 2, 3, 4, 4, 4]
 
 
 def test_predicted_share() -> None:
     costs = StepCosts(fixed=0.05, kept=0.8)
-    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4)), 0.25, costs) == pytest.approx((4 + 6 * 0.25) / 10)
-    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4, held_steps=1)), 0.25, costs) == pytest.approx((4 + 4 * 0.25) / 10)
-    assert predicted_share(plan_steps(10, 2, ScheduleConfig(4)), 1.0, StepCosts(0.5, 1.0)) == 1.0
+    selective, held, full = StepKind.SELECTIVE, StepKind.HELD, StepKind.ANCHOR
+    assert predicted_share([full] * 4 + [selective] * 6, 0.25, costs) == pytest.approx((4 + 6 * 0.25) / 10)
+    assert predicted_share([full] * 4 + [selective] * 4 + [held] * 2, 0.25, costs) == pytest.approx((4 + 4 * 0.25) / 10)
+    assert predicted_share([full, selective], 1.0, StepCosts(0.5, 1.0)) == 1.0
+
+
+def test_progress_is_one_scale_for_all_models() -> None:
+    levels = even_progress(10)
+    assert levels == pytest.approx([i / 10 for i in range(11)]) and levels[0] == 0.0 and levels[-1] == 1.0
+    flow = [0.9, 0.5, 0.1]
+    # The same signal-to-noise ratio, counted as a variance-exploding model does.
+    assert flow_progress(flow) == pytest.approx(plain_progress([sigma / (1 - sigma) for sigma in flow]))
+    assert even_progress(20, 6.0)[10] == pytest.approx(flow_progress([6 * 0.5 / (1 + 5 * 0.5)])[0])
+
+
+def test_lines_are_believed_where_steps_are_close() -> None:
+    assert [trust(gap) for gap in (0.05, 0.15, 0.2, 0.3)] == [1.0, 1.0, 0.0, 0.0] and 0.0 < trust(0.17) < 1.0
+
+
+def test_what_can_be_reached() -> None:
+    progress = even_progress(10)
+    assert not reaches(progress, 0, 1) and reaches(progress, 4, 5) and not reaches(progress, 4, 9)
+    assert not reaches([0.5, 0.5, 0.55, 0.6], 0, 1) and not reaches([0.6, 0.55, 0.5], 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("progress", "sampler", "said"),
+    [
+        (even_progress(20), "does so and so", "this sampler does so and so"),
+        (even_progress(20)[::-1], "", "does not fall"),
+        (even_progress(4), "", "with 4 steps"),
+        (even_progress(1), "", "with 1 step they"),
+        (even_progress(20), "", "the settings leave no step"),
+    ],
+)
+def test_why_full(progress: tuple[float, ...], sampler: str, said: str) -> None:
+    assert said in why_full(progress, sampler)
 
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
 
 
 @pytest.mark.parametrize(("sigma", "step"), [(1.0, 0), (0.9999, 0), (0.8, 1), (0.7, 1), (0.2, 4), (0.05, 4), (5.0, 0)])
-def test_step_of_sigma(sigma: float, step: int) -> None:
-    assert step_of_sigma(SIGMAS, sigma) == step
+def test_the_clock_on_falling_levels(sigma: float, step: int) -> None:
+    assert StepClock(SIGMAS).at(sigma) == step
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "asked", "steps"),
+    [
+        (SIGMAS, [1.0, 0.9, 0.8, 0.8, 0.6, 0.5], [0, 0, 1, 1, 2, 2]),
+        ([0.0, 0.2, 0.4, 0.6], [0.0, 0.2, 0.4], [0, 1, 2]),  # turned back into noise
+        ([1.0, 0.5, 0.8, 0.5, 0.0], [1.0, 0.5, 0.8, 0.5], [0, 1, 2, 3]),  # restarts
+        ([1.0, 0.5, 0.5, 0.2], [1.0, 0.5, 0.5, 0.2 + 1e-9], [0, 1, 1, 2]),
+        ([1.0, 0.9, 0.5, 0.0], [1.0, 0.5], [0, 2]),  # one never arrived
+        (SIGMAS, [0.6, 0.9], [2, 0]),  # back behind where the run is
+    ],
+)
+def test_the_clock_follows_the_run(sigmas: list[float], asked: list[float], steps: list[int]) -> None:
+    clock = StepClock(sigmas)
+    assert [clock.at(sigma) for sigma in asked] == steps
+
+
+def test_the_clock_tells_levels_of_the_run_from_a_samplers_own() -> None:
+    clock = StepClock(SIGMAS)
+    assert [(clock.at(sigma), clock.on_level) for sigma in (1.0, 0.9, 0.8)] == [(0, True), (0, False), (1, True)]
 
 
 def test_window_of_sigmas() -> None:

@@ -1,0 +1,88 @@
+"""What samplers make of a model's prediction, by the name of their function, and what follows for steps that are not computed.
+
+Evidence: docs/samplers.md, which the bench `samplers` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that were not computed would mislead it"
+PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
+OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One sampler.
+
+    `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
+    `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
+    to first order, and measured pictures are closer with it. `forecast`: whether following the line through the last two predictions
+    brings pictures closer. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
+    """
+
+    evaluations: int = 1
+    memory: int = 0
+    stochastic: bool = False
+    corrector: bool = False
+    forecast: bool = False
+    full: str = ""
+
+
+# For samplers that are not in the table: the last prediction is reused, and nothing is taken for granted of what becomes of it.
+CAUTIOUS = Sampler()
+
+SAMPLERS = {
+    "sample_euler": Sampler(corrector=True, forecast=True),
+    "sample_euler_ancestral": Sampler(stochastic=True, corrector=True, forecast=True),
+    "sample_euler_cfg_pp": Sampler(full=PARTS),
+    "sample_euler_ancestral_cfg_pp": Sampler(stochastic=True, full=PARTS),
+    "sample_heun": Sampler(evaluations=2),
+    "sample_heunpp2": Sampler(evaluations=3),
+    "sample_exp_heun_2_x0": Sampler(evaluations=2),
+    "sample_exp_heun_2_x0_sde": Sampler(evaluations=2, stochastic=True),
+    "sample_dpm_2": Sampler(evaluations=2),
+    "sample_dpm_2_ancestral": Sampler(evaluations=2, stochastic=True),
+    "sample_lms": Sampler(memory=3),
+    "dpm_fast_function": Sampler(evaluations=3, full=OWN_LEVELS),
+    "dpm_adaptive_function": Sampler(evaluations=3, full=ADAPTIVE),
+    "sample_dpmpp_2s_ancestral": Sampler(evaluations=2, stochastic=True),
+    "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
+    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True),
+    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True),
+    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True),
+    "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
+    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, corrector=True, forecast=True),
+    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, corrector=True, forecast=True),
+    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, corrector=True, forecast=True),
+    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, corrector=True, forecast=True),
+    "sample_dpmpp_3m_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
+    "sample_dpmpp_3m_sde_gpu": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
+    "sample_ddpm": Sampler(stochastic=True, corrector=True, forecast=True),
+    "sample_lcm": Sampler(stochastic=True),
+    "sample_ipndm": Sampler(memory=3),
+    "sample_ipndm_v": Sampler(memory=3),
+    "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
+    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True),
+    "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
+    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, corrector=True, forecast=True),
+    "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
+    "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True),
+    "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),
+    "sample_er_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
+    "sample_seeds_2": Sampler(evaluations=2, stochastic=True),
+    "sample_seeds_3": Sampler(evaluations=3, stochastic=True),
+    "sample_sa_solver": Sampler(memory=3, stochastic=True, corrector=True, forecast=True),
+    "sample_sa_solver_pece": Sampler(evaluations=2, memory=3, stochastic=True),
+    "sample_unipc": Sampler(memory=2, corrector=True, forecast=True),
+    "sample_unipc_bh2": Sampler(memory=2, corrector=True, forecast=True),
+}
+
+
+EULER = SAMPLERS["sample_euler"]
+
+
+def find_sampler(name: str | None) -> Sampler:
+    """The row of a sampler's function; that of an unknown one is cautious."""
+    return SAMPLERS.get(name or "", CAUTIOUS)
