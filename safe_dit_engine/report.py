@@ -46,6 +46,8 @@ class RunReport:
 
     total_steps: int
     backbone: str = ""
+    progress: tuple[float, ...] = ()  # at every noise level of the run
+    window: tuple[int, int] = (0, 0)  # half-open range of steps that need not be computed in full
     evaluations: list[StepRecord] = field(default_factory=list)
     noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""
@@ -102,6 +104,10 @@ class RunReport:
         """Sensitivity of the first image; ask once there is a map or the run is over."""
         return None if self.sensitivity is None else pack_bytes(self.sensitivity[0])
 
+    def levels(self) -> dict[str, Any]:
+        """What the run's plan followed from, beside its settings."""
+        return {"progress": [round(level, 6) for level in self.progress], "window": list(self.window)}
+
     def mask_counts(self) -> list[int] | None:
         """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""
         found = self.ledger
@@ -148,6 +154,7 @@ class RunReport:
             "k": 0 if self.partition is None else self.partition.kept,
             "mask": self.mask_bits,
             "sens": None if self.sensitivity is None else pack_bytes(_pooled(self.sensitivity[0])),
+            "levels": self.levels(),
             "steps": [
                 [record.step, record.kind.value, record.rows_active, record.rows_total, round(record.milliseconds, 2)]
                 for record in self.evaluations
@@ -167,7 +174,7 @@ def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[
 
     `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active, and on held ones, where none is (`k` 0).
     `sens`: bytes, where `with_map` asks for it: it is large and seldom changes. `masks`: attention calls so far, those
-    with a mask, elided, trimmed; None where nobody looked.
+    with a mask, elided, trimmed; None where nobody looked. `levels`: with the first message of a run.
     """
     partition = report.partition
     selective = record.kind is StepKind.SELECTIVE
@@ -185,6 +192,7 @@ def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[
         "ms": round(record.milliseconds, 2),
         "cache": report.cache_bytes,
         "masks": report.mask_counts(),
+        "levels": report.levels() if len(report.evaluations) <= 1 else None,
     }
 
 

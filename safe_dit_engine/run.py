@@ -104,7 +104,8 @@ class Run:
         self.progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
         self._sampler = sampler
         self._clock = StepClock(self.sigmas)
-        self.plan = plan_steps(self.progress, warmup, schedule, window if not sampler.full else (0, 0))
+        self.report.progress, self.report.window = self.progress, (0, 0) if sampler.full else window
+        self.plan = plan_steps(self.progress, warmup, schedule, self.report.window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
         self._backbone = self._fit(module, latent_shape, backbones)

@@ -42,7 +42,7 @@ def test_plan_as_drawn() -> None:
     assert plan(20, 2, 1) == "w" * 2 + "a" * 18
     assert plan(20, 3, 4, held_steps=1) == "wwwhashasshasshassha"
     assert plan(20, 3, 4, held_steps=9) == "wwwhahhahhhahhhahhha"
-    assert plan(4, 2, 4) == "waaa" and plan(1, 4, 2) == "a"
+    assert plan(4, 2, 4) == "waaa" and plan(1, 4, 2) == "w"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import { KINDS } from "./plan.js";
 
 /** @typedef {import("./plan.js").Kind} Kind */
 /** @typedef {{ step: number, kind: Kind, rows: [number, number], ms: number, k: number | null, mask: Uint8Array | null }} Evaluation */
-/** @typedef {{ w: number, h: number, total: number, sens: Uint8Array | null, cache: number, masks: number[] | null }} Header */
+/** Noise levels of a run and the steps that need not be computed in full. @typedef {{ progress: number[], window: [number, number] }} Levels */
+/** @typedef {{ w: number, h: number, total: number, sens: Uint8Array | null, cache: number, masks: number[] | null, levels: Levels | null }} Header */
 
 export const VERSION = 1;
 /** More tokens than any picture that fits a card: 16,384 px a side at 16 px a token. */
@@ -115,7 +116,14 @@ function readHeader(data) {
   if (!isCount(data.w, MOST_TOKENS) || !isCount(data.h, MOST_TOKENS) || data.w * data.h > MOST_TOKENS) return null;
   const counts = data.masks ?? null;
   const masks = Array.isArray(data.mask_counts) ? data.mask_counts : Array.isArray(counts) ? counts : null;
-  return { w: data.w, h: data.h, total: data.total, sens: sensitivity(data), cache: Number(data.cache ?? data.cache_bytes) || 0, masks };
+  return { w: data.w, h: data.h, total: data.total, sens: sensitivity(data), cache: Number(data.cache ?? data.cache_bytes) || 0, masks, levels: levelsOf(data) };
+}
+
+/** @param {any} data @returns {Levels | null} */
+function levelsOf({ levels, total }) {
+  const { progress, window } = levels ?? {};
+  const believed = Array.isArray(progress) && progress.length === total + 1 && progress.every((level) => Number.isFinite(level)) && isPair(window);
+  return believed ? { progress, window } : null;
 }
 
 /** @param {any} data */

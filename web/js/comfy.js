@@ -117,14 +117,27 @@ export function effective(node, name) {
   return node.widgets?.find((/** @type {any} */ widget) => widget.name === name)?.value;
 }
 
-/** Steps of the sampler that a node leads to; null where they cannot be read. @param {GraphNode} node @returns {number | null} */
-export function stepsAhead(node) {
-  for (const ahead of reached(node, consumers))
-    for (const candidate of [ahead, ...producers(ahead)]) {
-      const steps = candidate.widgets?.some((/** @type {any} */ widget) => widget.name === "steps") ? effective(candidate, "steps") : undefined;
-      if (Number.isInteger(steps) && steps > 0) return steps;
+/** What a run's noise levels depend on, as far as the graph tells. */
+const SAMPLING = ["steps", "scheduler", "denoise", "sampler_name", "start_at_step", "end_at_step", "shift", "max_shift", "base_shift"];
+
+/**
+ * Steps of the sampler that a node leads to, null where they cannot be read; and a text that changes when its noise levels may.
+ * @param {GraphNode} node
+ * @returns {{ steps: number | null, key: string }}
+ */
+export function samplingAhead(node) {
+  /** @type {number | null} */
+  let steps = null;
+  const values = [];
+  for (const ahead of new Set([node, ...reached(node, producers), ...[...reached(node, consumers)].flatMap((found) => [found, ...producers(found)])])) {
+    const names = SAMPLING.filter((name) => ahead.widgets?.some((/** @type {any} */ widget) => widget.name === name));
+    for (const name of names) {
+      const value = effective(ahead, name);
+      values.push([ahead.id, name, value ?? null]);
+      if (name === "steps" && steps === null && Number.isInteger(value) && value > 0) steps = value;
     }
-  return null;
+  }
+  return { steps, key: JSON.stringify(values) };
 }
 
 /** The nearest node of a type that shares a sampler with `node`. @param {GraphNode} node @param {string} type @returns {GraphNode | null} */

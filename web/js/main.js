@@ -1,9 +1,9 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
-import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, setting, stepsAhead, warn, wish, workflowId } from "./comfy.js";
+import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, samplingAhead, setting, warn, wish, workflowId } from "./comfy.js";
 import { PALETTES } from "./paint.js";
 import { countsOf, keptTokens } from "./painting.js";
-import { planSteps, predictedShare } from "./plan.js";
+import { planSteps, predictedShare, usualProgress } from "./plan.js";
 import { Runs, keyOf } from "./runs.js";
 import { speak } from "./text.js";
 import { View } from "./view.js";
@@ -27,6 +27,8 @@ const runs = new Runs();
 const views = new Map();
 /** Where each node's element was put: Nodes 2.0 forgets to put the new one there after an undo. @type {Map<string, Element>} */
 const hosts = new Map();
+/** What the last run told of noise levels, by node. @type {WeakMap<any, { key: string, window: string, levels: import("./codec.js").Levels }>} */
+const known = new WeakMap();
 /** @type {{ presets: Record<string, any>, costs: import("./plan.js").Costs } | null} */
 let rule = null;
 
@@ -37,15 +39,29 @@ function predict(node, painting) {
   if (!rule || node.type === REPORT) return null;
   const values = node.type === ACCELERATE ? ofAccelerate(node) : ofSampler(node);
   if (!values) return null;
-  const steps = stepsAhead(node);
+  const { steps, key } = samplingAhead(node);
   const total = steps ?? USUAL_STEPS;
-  // The window is given in parts of the run; how a model maps them to noise levels only the run knows, so this is even over the steps.
+  // Noise levels, and which steps start and end percent mean, only a run of this model, scheduler and number of steps tells.
+  const seen = known.get(node);
+  const exact = seen?.key === key && seen.levels.progress.length === total + 1 && seen.window === windowKey(values);
   const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
-  const plan = planSteps(total, values.warmup_steps, values, window);
+  const { progress, window: allowed } = exact ? seen.levels : { progress: usualProgress(total), window };
+  const plan = planSteps(progress, values.warmup_steps, values, allowed);
   const keep = keptShare(values.keep_ratio, painting);
   const dense = keep >= 1;
   const done = dense ? plan.map((kind) => (kind === "selective" || kind === "held" ? "anchor" : kind)) : plan;
-  return { plan: done, share: predictedShare(done, keep, rule.costs), steps };
+  return { plan: done, share: predictedShare(done, keep, rule.costs), steps, exact };
+}
+
+/** @param {Record<string, any>} values */
+function windowKey({ start_percent, end_percent }) {
+  return `${start_percent} ${end_percent}`;
+}
+
+/** Noise levels of a run are those of the next with the same sampling. @param {any} node @param {import("./codec.js").Levels} levels */
+function learn(node, levels) {
+  const values = node.type === REPORT ? null : node.type === ACCELERATE ? ofAccelerate(node) : ofSampler(node);
+  if (values) known.set(node, { key: samplingAhead(node).key, window: windowKey(values), levels });
 }
 
 /** Share of tokens that a selective step computes: what is painted may force more or fewer than asked for. @param {number} keepRatio @param {import("./painting.js").Painting} painting */
@@ -183,7 +199,11 @@ function forwardWheel(element) {
 function onStep(message) {
   const run = runs.step(message);
   if (!run || message.workflow !== workflowId()) return;
-  for (const [id, node] of allNodes()) if (views.has(node) && runs.of(workflowId(), id) === run) update(node);
+  for (const [id, node] of allNodes()) {
+    if (!views.has(node) || runs.of(workflowId(), id) !== run) continue;
+    if (run.evaluations.length === 1 && run.levels) learn(node, run.levels);
+    update(node);
+  }
 }
 
 /** Once a run and cause: the server says it once, and what comes twice all the same is known. @param {any} message */

@@ -10,35 +10,82 @@
 /** @type {readonly Kind[]} */
 export const KINDS = ["warmup", "anchor", "selective", "held"];
 
+/** Warm-up is given in steps of a run of so many. */
+const REFERENCE_STEPS = 20;
+const WIDEST_PAIR = 0.42;
+const TINY = 1e-6;
+
 /**
- * Kinds of the steps of a run; `window` is the half-open range of steps that may be skipped.
- * @param {number} total
+ * Kinds of the steps of a run between the noise levels `progress`, one more than there are steps; `window` is the half-open range of steps
+ * that need not be computed in full.
+ * @param {readonly number[]} progress
  * @param {number} warmup
  * @param {Schedule} schedule
- * @param {[number, number]} [window]
+ * @param {readonly [number, number]} [window]
  * @returns {Kind[]}
  */
-export function planSteps(total, warmup, schedule, window = [0, total]) {
-  const opens = Math.min(Math.max(window[0], warmup), total);
-  const closes = Math.min(window[1], total);
+export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1]) {
+  const total = progress.length - 1;
+  const opens = Math.min(Math.max(window[0], Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS))), total);
+  const closes = Math.min(window[1], total - 1);
   const interval = schedule.refresh_interval;
   /** @type {Kind[]} */
-  let kinds = Array(opens).fill("warmup");
-  const short = schedule.widen ? Math.ceil((closes - opens) / interval / 3) : 0;
-  for (let index = 0; kinds.length < closes; index += 1) {
-    kinds.push(...cycle(schedule, index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval));
+  const kinds = Array(opens).fill("warmup");
+  const short = schedule.widen ? Math.ceil((total - opens) / interval / 3) : 0;
+  let [before, full] = [opens - 2, opens - 1];
+  for (let index = 0; kinds.length < total; index += 1) {
+    const length = index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval;
+    const most = Math.min(length, interval) - 1;
+    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), most, closes)));
+    [before, full] = [full, kinds.length - 1];
   }
-  kinds = kinds.slice(0, Math.max(opens, closes));
-  return [...kinds, ...Array(total - kinds.length).fill("anchor")];
+  return kinds.slice(0, total);
+}
+
+/**
+ * Progress of a run of so many steps of which nothing else is known: that of a flow-matching model with a common shift.
+ * @param {number} steps
+ */
+export function usualProgress(steps) {
+  const shift = 3;
+  return Array.from({ length: steps + 1 }, (_, index) => (2 * index) / (2 * index + shift * (steps - index)));
+}
+
+/** Steps, but for the first, that lie before a level. @param {readonly number[]} progress @param {number} level */
+function stepsBefore(progress, level) {
+  const found = progress.slice(1, -1).findIndex((reached) => reached >= level - TINY);
+  return found < 0 ? progress.length - 2 : found;
+}
+
+/** Whether a step may be left out after a full one. @param {readonly number[]} progress @param {number} full @param {number} step */
+function reaches(progress, full, step) {
+  const falls = step > 0 && step < progress.length - 1 && progress[step - 1] < progress[step] && progress[step] < progress[step + 1];
+  return falls && progress[step + 1] - progress[full] <= Math.min(0.25, 0.1 + progress[full] / 3) + TINY;
+}
+
+/**
+ * @param {readonly number[]} progress
+ * @param {number} before
+ * @param {number} full
+ * @param {number} most
+ * @param {number} closes
+ */
+function room(progress, before, full, most, closes) {
+  let count = 0;
+  while (count < most && full + 1 + count < closes) {
+    const step = full + 1 + count;
+    if (!reaches(progress, full, step) || progress[step + 1] - progress[before] > WIDEST_PAIR + TINY) break;
+    count += 1;
+  }
+  return count;
 }
 
 /**
  * @param {Schedule} schedule
- * @param {number} length
+ * @param {number} between
  * @returns {Kind[]}
  */
-function cycle(schedule, length) {
-  const between = Math.min(length, schedule.refresh_interval) - 1;
+function cycle(schedule, between) {
   const held = Math.min(schedule.held_steps, between);
   return [...Array(between - held).fill("selective"), ...Array(held).fill("held"), "anchor"];
 }

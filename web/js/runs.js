@@ -23,17 +23,20 @@ export class Run {
     /** @type {number[] | null} */
     this.masks = null;
     this.finished = false;
+    /** @type {import("./codec.js").Levels | null} */
+    this.levels = null;
     /** @type {string[]} */
     this.notes = [];
   }
 
   /** @param {import("./codec.js").Header} header */
-  take({ w, h, total, sens, cache, masks }) {
+  take({ w, h, total, sens, cache, masks, levels }) {
     if (w && h) [this.w, this.h] = [w, h];
     this.total = total;
     this.sens = sens ?? this.sens;
     this.cache = Math.max(this.cache, cache);
     this.masks = masks ?? this.masks;
+    this.levels = levels ?? this.levels;
   }
 
   /** Place of each evaluation on the timeline: its step; or its number, where a sampler evaluates steps more than once. */

@@ -6,7 +6,7 @@ import { measuredShare } from "./plan.js";
 import { t } from "./text.js";
 
 /** @typedef {import("./runs.js").Run} Run */
-/** @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null } | null} Prediction */
+/** @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null, exact: boolean } | null} Prediction */
 
 const STYLE = `
 .safe-dit { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%; min-height: 220px; padding: 4px;
@@ -340,7 +340,7 @@ export class View {
     if (prediction) {
       const dense = prediction.plan.filter((kind) => kind === "warmup" || kind === "anchor").length;
       const values = { share: Math.round(100 * prediction.share), dense, steps: prediction.plan.length };
-      parts.push(t(prediction.steps === null ? "predictedUnknown" : "predicted", values));
+      parts.push(t(prediction.steps === null ? "predictedUnknown" : prediction.exact ? "predicted" : "predictedAbout", values));
     }
     if (measured !== null) parts.push(t("measured", { share: Math.round(100 * measured) }));
     return parts.join(" \u00b7 ");

@@ -8,9 +8,9 @@ const fixture = JSON.parse(readFileSync(new URL("../../fixtures/plans.json", imp
 
 test("the plan and its cost are those of the engine", () => {
   assert.ok(fixture.cases.length > 500);
-  for (const { total, warmup, schedule, window, keep_ratio, plan, share } of fixture.cases) {
-    const found = planSteps(total, warmup, schedule, window);
-    assert.equal(found.map((kind) => kind[0]).join(""), plan, JSON.stringify({ total, warmup, schedule, window }));
+  for (const { progress, warmup, schedule, window, keep_ratio, plan, share } of fixture.cases) {
+    const found = planSteps(progress, warmup, schedule, window);
+    assert.equal(found.map((kind) => kind[0]).join(""), plan, JSON.stringify({ progress, warmup, schedule, window }));
     assert.ok(Math.abs(predictedShare(found, keep_ratio, fixture.costs) - share) < 1e-8);
   }
 });
