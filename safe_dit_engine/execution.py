@@ -265,7 +265,7 @@ class ModelCall:
         if layout is None:
             return
         dim = 2 if heads_first else 1
-        if q.shape[0] != self._batch or k.shape[0] != self._batch:
+        if q.shape[0] != self._batch or k.shape[0] % len(self.branches):
             self.misfit, self._watched = SPLIT_BATCH, frozenset()
             return
         if layout.has_image:

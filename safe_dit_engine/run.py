@@ -246,7 +246,8 @@ class Run:
 
     def _is_whole(self, x: Tensor) -> bool:
         """Whether this is a prediction for the whole latent of the run, not for a window or a tile of it."""
-        return x.shape[0] == self._images and tuple(x.shape[2:]) == self._spatial
+        frames, *size = (1, *x.shape[2:])[-3:]  # a picture may come with a frame that its latent does not have
+        return x.shape[0] == self._images and (frames, *size) == (1, *self._spatial)[-3:]
 
     def computed(self, prediction: Tensor, x: Tensor) -> Tensor:
         """What the sampler is to get for the guided prediction of an evaluation that ran at latent `x`, both `[images, C, H, W]`."""
