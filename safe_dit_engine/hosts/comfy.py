@@ -244,7 +244,7 @@ def apply_model(
     # Another pack may have edited one of the lists: then the latents are not as many as expected, and the call runs in full.
     branches = [BranchCall(*pair) for pair in zip(options["uuids"], options["cond_or_uncond"])]
     call = run.begin_call(branches, x, _obstacle(run, control, options, kwargs))
-    composition = (*options["uuids"], *x.shape)
+    composition = tuple(options["uuids"])
     if call is None and (run.ledger.mode is MaskMode.OFF or composition in live.unmasked):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     given, options = options, _with_override(run, call, options)

@@ -60,7 +60,7 @@ class LiveRun:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.roles: dict[int, str] = {}
-        # Conditionings and shapes of calls that were seen to attend without masks: there is nothing to judge in them.
+        # Conditionings of calls that were seen to attend without masks: there is nothing to judge in them.
         self.unmasked: set[tuple[Any, ...]] = set()
         prompt_id, sampler_id = _executing()
         prompt, workflow_id = _running(prompt_id)
