@@ -137,7 +137,7 @@ def drawn_with(page: Frontend, widget: Widget, method: str, seed: int) -> list[i
     """The map after a small run with a way to preview."""
     page.page.evaluate("(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)", method)
     page.server.free()
-    sampled(page, seed)
+    sampled(page, seed, preset="paper")
     widget.wait(lambda widget: "step 8 of 8" in widget.text())
     page.page.wait_for_timeout(500)
     shoot(page, f"preview-{method}")
