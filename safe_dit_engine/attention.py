@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -66,6 +66,39 @@ class AttentionOverride:
         if certificate is None or certificate.verdict is Verdict.ELIDE:
             return attention(q, k, v)
         return attend_trimmed(attention, q, k, v, certificate.groups, 2 if heads_first else 1)
+
+
+# Inside a compiled graph
+
+# A host's attention functions by name, for graphs that hold no more than the name.
+_functions: dict[str, Attention] = {}
+_KNOWN_OPTIONS = frozenset(
+    {"heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape", "scale", "enable_gqa", "low_precision_attention"}
+)
+_WITHOUT_EFFECT = frozenset({"transformer_options", "_inside_attn_wrapper"})
+
+
+def name_functions(functions: Mapping[str, Attention]) -> None:
+    """Make a host's attention functions known to `compiled_override`."""
+    _functions.update(functions)
+
+
+def compiled_override(func: Attention, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for a host's attention function while a model is compiled: traced, it is that function, or an operator if there is a mask.
+
+    Nothing of a run is compiled in. The operator judges the mask when the graph runs, for the ledger that is active then (`judged`), and
+    without one attends as if the pack were not there. So a graph stays right for every later run, with or without the pack.
+    """
+    mask: Tensor | None = args[1] if len(args) > 1 else kwargs.get("mask")
+    unknown = kwargs.keys() - _KNOWN_OPTIONS - _WITHOUT_EFFECT
+    if mask is None or unknown or len(args) > 2 or _functions.get(func.__name__) is not func or q.shape[-1] != v.shape[-1]:
+        return func(q, k, v, *args, **kwargs)
+    heads = args[0] if args else kwargs["heads"]
+    return _opaque_function(
+        q, k, v, mask, func.__name__, heads, kwargs.get("attn_precision"), kwargs.get("skip_reshape", False),
+        kwargs.get("skip_output_reshape", False), kwargs.get("scale"), kwargs.get("enable_gqa", False),
+        kwargs.get("low_precision_attention", True),
+    )  # fmt: skip
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any], heads_first: bool) -> tuple[int, ...]:
@@ -127,6 +160,8 @@ def sdpa(
         relevant = tuple(x for x in (query, key, value, attn_mask) if x is not None)
         result: Tensor = handle_torch_function(sdpa, relevant, query, key, value, attn_mask, **options, ledger=ledger)
         return result
+    if _swapped.idle and ledger is None:
+        return _swapped.original(query, key, value, attn_mask=attn_mask, **options)
     call = None if torch.compiler.is_compiling() else _calls.get()
     if call is not None and call.block is not None:
         return _in_call(call, query, key, value, attn_mask, options)
@@ -203,25 +238,62 @@ def _(
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
+# The same for a host's attention functions, which are looked up by `name`.
+@torch.library.custom_op(f"safe_dit_{re.sub('[^a-z0-9]', '_', __name__.lower())}::attention", mutates_args=())
+def _opaque_function(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, name: str, heads: int, attn_precision: torch.dtype | None, skip_reshape: bool,
+    skip_output_reshape: bool, scale: float | None, enable_gqa: bool, low_precision_attention: bool,
+) -> Tensor:  # fmt: skip
+    func, ledger = _functions[name], _active.get()
+    options: dict[str, Any] = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape, "mask": mask}
+    given = {"attn_precision": attn_precision, "scale": scale}
+    options |= {name: value for name, value in given.items() if value is not None}
+    options |= {"enable_gqa": True} if enable_gqa else {}
+    options |= {} if low_precision_attention else {"low_precision_attention": False}
+    attend = partial(func) if ledger is None else partial(AttentionOverride(ledger, None, None), func)
+    return attend(q, k, v, heads, **options).contiguous()
+
+
+@_opaque_function.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, name: str, heads: int, attn_precision: torch.dtype | None, skip_reshape: bool,
+    skip_output_reshape: bool, scale: float | None, enable_gqa: bool, low_precision_attention: bool,
+) -> Tensor:  # fmt: skip
+    batch, rows = q.shape[0], q.shape[2 if skip_reshape else 1]
+    head_dim = q.shape[-1] if skip_reshape else q.shape[-1] // heads
+    return q.new_empty((batch, heads, rows, head_dim) if skip_output_reshape else (batch, rows, heads * head_dim))
+
+
 class _Swapped:
-    """`F.scaled_dot_product_attention` while `sdpa` stands in for it: once for the process, however many threads ask."""
+    """`F.scaled_dot_product_attention` while `sdpa` stands in for it: once for the process, however many threads ask.
+
+    Another library may put its own over `sdpa` in the meantime, and call `sdpa` from there. Then nothing is put back, which would take
+    theirs away: `sdpa` hands on what it is given (`idle`) until somebody asks for it again.
+    """
 
     def __init__(self) -> None:
         self.original: Attention = F.scaled_dot_product_attention
+        self.idle = False
         self._users = 0
         self._lock = threading.Lock()
 
     def enter(self) -> None:
         with self._lock:
-            if self._users == 0:
+            covered = self.idle and F.scaled_dot_product_attention is not self.original
+            if self._users == 0 and not covered:
                 self.original, F.scaled_dot_product_attention = F.scaled_dot_product_attention, sdpa
+            self.idle = False
             self._users += 1
 
     def leave(self) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0:
+            if self._users > 0:
+                return
+            if F.scaled_dot_product_attention is sdpa:
                 F.scaled_dot_product_attention = self.original
+            else:
+                self.idle = True
 
 
 _swapped = _Swapped()
@@ -237,7 +309,7 @@ def certified_masks(model: nn.Module | None = None, mode: MaskMode = MaskMode.EL
     ledger = MaskLedger(mode, bracketed=model is not None)
     _swapped.enter()
     try:
-        with _judged(ledger) if model is None else _judged_in(model, ledger):
+        with judged(ledger) if model is None else _judged_in(model, ledger):
             yield ledger
     finally:
         _swapped.leave()
@@ -249,7 +321,7 @@ def attending(ledger: MaskLedger, call: ModelCall | None) -> Iterator[None]:
     _swapped.enter()
     token = _calls.set(call)
     try:
-        with _judged(ledger):
+        with judged(ledger):
             yield
     finally:
         _calls.reset(token)
@@ -257,7 +329,8 @@ def attending(ledger: MaskLedger, call: ModelCall | None) -> Iterator[None]:
 
 
 @contextmanager
-def _judged(ledger: MaskLedger) -> Iterator[None]:
+def judged(ledger: MaskLedger) -> Iterator[None]:
+    """Let this ledger judge the masks of this thread."""
     token = _active.set(ledger)
     try:
         yield

@@ -25,24 +25,30 @@ class BranchCache:
 
     def __init__(self) -> None:
         self._stacks: dict[str, dict[Branches, Tensor]] = {}
+        self._transfers = Transfers()
 
     def store(self, name: str, branches: Branches, value: Tensor, place: torch.device | None = None) -> None:
         """Keep an own copy of `value` `[len(branches) * images, ...]` at `place` (None: where it is), for what these branches had."""
         stacks = self._stacks.setdefault(name, {})
         kept = stacks.get(branches)
-        _release(stacks, branches)
+        self._release(stacks, branches)
         if kept is None or kept.shape != value.shape or kept.dtype != value.dtype or kept.device != (place or value.device):
             kept = _room_for(value, place or value.device)
-        stacks[branches] = kept.copy_(value.detach())
+        stacks[branches] = self._transfers.write(kept, value.detach())
 
-    def load(self, name: str, branches: Branches) -> Tensor:
-        """The stored tensor for exactly these branches in this order; writing to it writes to the cache. KeyError if one is missing."""
+    def load(self, name: str, branches: Branches, device: torch.device | None = None) -> Tensor:
+        """The stored tensor for exactly these branches in this order; KeyError if one is missing.
+
+        Where it lies (on `device`, or wherever that is None), writing to it writes to the cache; else it is a copy.
+        """
         stacks = self._stacks.get(name, {})
         if branches not in stacks:
+            self._transfers.settle()
             stacked = torch.cat([_piece(stacks, branch) for branch in branches])
-            _release(stacks, branches)
+            self._release(stacks, branches)
             stacks[branches] = stacked
-        return stacks[branches]
+        found = stacks[branches]
+        return found if device is None or device == found.device else self._transfers.read(found, device)
 
     def has(self, name: str, branches: Sequence[Hashable]) -> bool:
         """Whether every branch has a tensor under `name`."""
@@ -52,7 +58,7 @@ class BranchCache:
     def drop(self, branches: Branches) -> None:
         """Forget everything these branches had."""
         for stacks in self._stacks.values():
-            _release(stacks, branches)
+            self._release(stacks, branches)
             stacks.pop(branches, None)
 
     @property
@@ -63,6 +69,55 @@ class BranchCache:
     def clear(self) -> None:
         """Forget everything."""
         self._stacks.clear()
+
+    def _release(self, stacks: dict[Branches, Tensor], branches: Branches) -> None:
+        """Take these branches out of all other stacks; branches left behind stay, each on its own."""
+        leaving = set(branches)
+        for key in [key for key in stacks if key != branches and leaving.intersection(key)]:
+            self._transfers.settle()
+            for branch, piece in zip(key, stacks.pop(key).chunk(len(key)), strict=True):
+                if branch not in leaving:
+                    stacks[(branch,)] = piece.clone()
+
+
+class Transfers:
+    """Copies between a GPU and locked system memory, which nobody waits for.
+
+    Each is queued behind the one before it, in whatever stream. Who reads such memory on the CPU waits for the last one first: `settle`.
+    """
+
+    def __init__(self) -> None:
+        self._last: torch.cuda.Event | None = None
+
+    def write(self, kept: Tensor, value: Tensor) -> Tensor:
+        """Copy `value` into `kept`; returns that."""
+        if value.device.type != "cuda" or not kept.is_pinned():
+            return kept.copy_(value)
+        stream = self._after_the_last(value.device)
+        kept.copy_(value, non_blocking=True)
+        self._last = stream.record_event()
+        return kept
+
+    def read(self, kept: Tensor, device: torch.device) -> Tensor:
+        """A copy of `kept` on another device."""
+        if device.type != "cuda" or not kept.is_pinned():
+            return kept.to(device)
+        stream = self._after_the_last(device)
+        copied = kept.to(device, non_blocking=True)
+        self._last = stream.record_event()
+        return copied
+
+    def settle(self) -> None:
+        """Wait for the copies that are under way."""
+        if self._last is not None:
+            self._last.synchronize()
+            self._last = None
+
+    def _after_the_last(self, device: torch.device) -> torch.cuda.Stream:
+        stream = torch.cuda.current_stream(device)
+        if self._last is not None:
+            stream.wait_event(self._last)
+        return stream
 
 
 def _room_for(value: Tensor, place: torch.device) -> Tensor:
@@ -110,13 +165,15 @@ class KeyValues:
         self._lengths: dict[tuple[str, Hashable], int] = {}  # texts differ in length from branch to branch
         self._full: dict[tuple[object, ...], Tensor] = {}
 
-    def store(self, name: str, branches: Branches, x: Tensor, dim: int, context: Tensor | None, repeats: int = 1) -> None:
+    def store(
+        self, name: str, branches: Branches, x: Tensor, dim: int, context: Tensor | None, repeats: int = 1, head_dim: int | None = None
+    ) -> None:
         """Remember `x`, its rows along `dim`: those of `context` `[C]` or `[B, C]`, or all. `repeats`: heads that stand one after the other
-        with the same content, of which one is kept."""
+        with the same content, of which one is kept. `head_dim`: numbers of a head, needed of `[B, rows, heads * head_dim]` in 8 bit."""
         self._lengths.update({(name, branch): x.shape[dim] for branch in branches})
         kept = x[:, ::repeats] if repeats > 1 else x
         kept = kept if context is None else gather_rows(kept, context, dim)
-        for part, value in _packed(kept, self.storage).items():
+        for part, value in _packed(kept, self.storage, head_dim).items():
             self._cache.store(f"{name}.{part}", branches, value, self.storage.place)
 
     def length(self, name: str, branches: Branches) -> int:
@@ -125,7 +182,7 @@ class KeyValues:
 
     def splice(self, name: str, branches: Branches, fresh: Tensor, dim: int, active: Tensor, context: Tensor, repeats: int = 1) -> Tensor:
         """All rows: `fresh` ones at `active`, remembered ones elsewhere. Good until the next call for rows of this shape."""
-        kept = _unpacked([self._cache.load(f"{name}.{part}", branches).to(fresh.device, non_blocking=True) for part in self._parts], fresh)
+        kept = _unpacked([self._cache.load(f"{name}.{part}", branches, fresh.device) for part in self._parts], fresh)
         kept = kept.repeat_interleave(repeats, 1) if repeats > 1 else kept
         length = self.length(name, branches)
         if kept.shape[dim] == length:  # all rows are remembered
@@ -155,16 +212,20 @@ class KeyValues:
         self._full.clear()
 
 
-def _packed(x: Tensor, storage: Storage) -> dict[str, Tensor]:
+def _packed(x: Tensor, storage: Storage, head_dim: int | None) -> dict[str, Tensor]:
     if not storage.eight_bit:
         return {"rows": x}
-    within = tuple(range(2 if x.ndim == 4 else 1, x.ndim))
-    scale = x.abs().amax(within, keepdim=True).float().clamp_min(1e-12) / torch.finfo(EIGHT_BIT).max
+    rows_of_heads = x.ndim == 3
+    x = x.unflatten(-1, (-1, head_dim or x.shape[-1])) if rows_of_heads else x
+    scale = x.abs().amax((1, 3) if rows_of_heads else (2, 3), keepdim=True).float().clamp_min(1e-12) / torch.finfo(EIGHT_BIT).max
     return {"rows": (x / scale).to(EIGHT_BIT), "scale": scale}
 
 
 def _unpacked(parts: list[Tensor], like: Tensor) -> Tensor:
-    return parts[0] if len(parts) == 1 else (parts[0].to(torch.float32) * parts[1]).to(like.dtype)
+    if len(parts) == 1:
+        return parts[0]
+    exact = (parts[0].to(torch.float32) * parts[1]).to(like.dtype)
+    return exact.flatten(2) if like.ndim == 3 else exact
 
 
 def _piece(stacks: dict[Branches, Tensor], branch: Hashable) -> Tensor:
@@ -172,12 +233,3 @@ def _piece(stacks: dict[Branches, Tensor], branch: Hashable) -> Tensor:
         if branch in key:
             return value.chunk(len(key))[key.index(branch)]
     raise KeyError(branch)
-
-
-def _release(stacks: dict[Branches, Tensor], branches: Branches) -> None:
-    """Take these branches out of all other stacks; branches left behind stay, each on its own."""
-    leaving = set(branches)
-    for key in [key for key in stacks if key != branches and leaving.intersection(key)]:
-        for branch, piece in zip(key, stacks.pop(key).chunk(len(key)), strict=True):
-            if branch not in leaving:
-                stacks[(branch,)] = piece.clone()

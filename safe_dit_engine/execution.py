@@ -30,6 +30,8 @@ EVIDENCE_LAYERS = 4
 
 HEAD = "head"
 
+SPLIT_BATCH = "another node runs the model's attention on a part of the batch at a time"
+
 Handle = torch.utils.hooks.RemovableHandle
 
 
@@ -82,6 +84,7 @@ class ModelCall:
         self._attention_in_block = 0
         self._division = Division(plan.partition or plan.known, len(branches), tokens, backbone.extras)
         self._length = 0
+        self._batch = 0
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}
         self._watched = self._evidence_blocks() if plan.evidence_of else frozenset()
 
@@ -139,6 +142,7 @@ class ModelCall:
         self._begun.add(group.path)
         self._gathered.clear()
         hidden: Tensor = arguments[group.hidden]
+        self._batch = hidden.shape[0]
         if group.gathered:
             return
         self._length = _in_line(hidden).shape[1]
@@ -261,6 +265,9 @@ class ModelCall:
         if layout is None:
             return
         dim = 2 if heads_first else 1
+        if q.shape[0] != self._batch or k.shape[0] % len(self.branches):
+            self.misfit, self._watched = SPLIT_BATCH, frozenset()
+            return
         if layout.has_image:
             self.attended = True
             self.rows_active, self.rows_total = q.shape[0] * q.shape[dim], k.shape[0] * k.shape[dim]
@@ -270,7 +277,7 @@ class ModelCall:
             self.masked_per_query |= mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and mask.stride(-2) != 0
             if k.shape[dim] < self._division.image_rows:
                 self.misfit = "the model attends to fewer keys than there are image rows"
-            self._remember(name, k, v, layout, dim)
+            self._remember(name, k, v, layout, dim, None if heads_first else q.shape[-1] // heads)
         if self.block in self._watched and layout.shows_text:
             self._collect(q, k, layout, heads, heads_first, scale)
 
@@ -280,7 +287,7 @@ class ModelCall:
         number, layouts = self._attention_in_block, self._group.attentions
         return layouts[number] if number < len(layouts) else None, f"{self.block}.{number}"
 
-    def _remember(self, name: str, k: Tensor, v: Tensor, layout: Layout, dim: int) -> None:
+    def _remember(self, name: str, k: Tensor, v: Tensor, layout: Layout, dim: int, head_dim: int | None) -> None:
         length, repeats = k.shape[dim], self._repeats(k)
         self.sizes.a_row += (k.nbytes + v.nbytes) / length / repeats
         self.sizes.whole += (k.nbytes + v.nbytes) / repeats
@@ -290,7 +297,7 @@ class ModelCall:
             return
         context = None if self.plan.known is None else self._division.context(layout, length)
         for which, x in (("k", k), ("v", v)):
-            self._key_values.store(f"{name}.{which}", self.branches, x, dim, context, repeats)
+            self._key_values.store(f"{name}.{which}", self.branches, x, dim, context, repeats, head_dim)
 
     def _repeats(self, k: Tensor) -> int:
         """How often each key head stands in `k`, where the family repeats them before attention."""

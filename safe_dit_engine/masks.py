@@ -8,6 +8,7 @@ A key that no query attends to has weight zero, so its row of keys and values ma
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -192,24 +193,41 @@ class MaskLedger:
 
     A verdict belongs to the tensor object and its version counter. Tensors born in inference mode have no counter: their verdicts are
     good until `begin_call`, or for one attention call where nobody calls it (`bracketed` False).
+    `compiled`: attention runs in a compiled graph, where only calls with a mask are seen.
     `origin`: what every mask of the current block is made from (origins.py); then that object is judged, by the first mask made from it.
+    Every thread has its own: a model split over several GPUs runs different blocks at the same time.
     """
 
     mode: MaskMode = MaskMode.ELIDE
     bracketed: bool = False
+    compiled: bool = False
     calls: int = 0
     masked: int = 0
     elided: int = 0
     trimmed: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     backends: dict[str, str] = field(default_factory=dict)
-    origin: Tensor | None = None
+    _origins: threading.local = field(default_factory=threading.local)
     _calls_begun: int = 0
     _verdicts: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)  # tensor -> (stamp, {view: certificate})
+
+    @property
+    def origin(self) -> Tensor | None:
+        """What the masks of this thread's current block are made from."""
+        found: Tensor | None = getattr(self._origins, "origin", None)
+        return found
+
+    @origin.setter
+    def origin(self, made_from: Tensor | None) -> None:
+        self._origins.origin = made_from
 
     def begin_call(self) -> None:
         """Forget verdicts that cannot be watched for writes."""
         self._calls_begun += 1
+
+    def forget(self) -> None:
+        """Let go of all verdicts, which may hold indices on a device; the counts stay."""
+        self._verdicts.clear()
 
     def rule(self, mask: Tensor | None, scores: Sequence[int], adds_booleans: bool = False) -> Certificate | None:
         """What to do in one attention call with scores of shape `[batch, ..., queries, keys]`; None: call as it is.
@@ -271,6 +289,8 @@ class MaskLedger:
 
     def sentence(self) -> str:
         """What was found, in words."""
+        if self.calls == 0 and self.compiled:
+            return "no mask was seen in the compiled model: nothing to elide"
         if self.calls == 0:
             return "no attention call was seen: the model does not attend through what is watched here"
         carried = f"{self.masked:,} of {self.calls:,} attention calls carried a mask"

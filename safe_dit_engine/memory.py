@@ -15,6 +15,14 @@ SHARE = 0.5
 # Below this share of it, rows of the context are not worth being told apart: writing them for every layer takes time.
 PLENTY = 0.1
 
+# What may say that memory ran out; torch before 2.8 has only the first.
+MEMORY_ERRORS: tuple[type[Exception], ...] = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether one of `MEMORY_ERRORS` says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
 
 @dataclass(frozen=True)
 class Memory:

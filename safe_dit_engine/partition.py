@@ -74,6 +74,10 @@ class Partition:
         """Whether every token is sensitive, so that there is nothing to save."""
         return self.kept == self.grid[0] * self.grid[1]
 
+    def cpu(self) -> Partition:
+        """The same in system memory."""
+        return Partition(self.rows.cpu(), self.sensitive.cpu(), self.grid)
+
     def pixels(self, patch: int, spatial: tuple[int, ...]) -> Tensor:
         """Bool `[B, 1, *spatial]`: latent pixels that belong to sensitive tokens of `patch` x `patch` pixels.
 

@@ -18,7 +18,7 @@ def sensitivity_mask(report: RunReport | None, latent_shape: tuple[int, ...]) ->
     """Sensitivity `[images, H, W]` in [0, 1]; zeros where there is no map."""
     if report is None or report.sensitivity is None:
         return torch.zeros(_picture_shape(latent_shape))
-    return _enlarge(_frames(report.sensitivity.float().cpu(), latent_shape)[:, None], latent_shape)[:, 0]
+    return _enlarge(_frames(report.sensitivity.float().cpu().nan_to_num(0.0), latent_shape)[:, None], latent_shape)[:, 0]
 
 
 def token_map(report: RunReport | None, latent_shape: tuple[int, ...]) -> Tensor:
@@ -52,7 +52,7 @@ def _enlarge(tokens: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
 
 def _coloured(values: Tensor) -> Tensor:
     ramp = torch.tensor(_RAMP)
-    place = values.clamp(0, 1) * (len(_RAMP) - 1)
+    place = values.nan_to_num(0.0).clamp(0, 1) * (len(_RAMP) - 1)
     low = place.floor().long().clamp(max=len(_RAMP) - 2)
     part = (place - low)[..., None]
     return ramp[low] * (1 - part) + ramp[low + 1] * part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sensitivity import normalise
+from .sensitivity import normalise, pool_to_tokens
 
 STARVATION = 0.1
 
@@ -18,16 +18,12 @@ class SpreadPolicy:
         self._left_out: Tensor | None = None
 
     def observe(self, noise: Tensor, computed: Tensor | None, grid: tuple[int, int]) -> None:
-        """After every evaluation: predicted noise `[B, C, H, W]` and the tokens computed, bool `[B, N]` (None: all)."""
-        mean, square = _pool(noise, grid), _pool(noise.square(), grid)
+        """After every evaluation: predicted noise `[B, C, H, W]`, of videos `[B, C, frames, H, W]`; the tokens computed, bool `[B, N]`
+        (None: all)."""
+        mean, square = (pool_to_tokens(x.mean(1), grid) for x in (noise, noise.square()))
         spread = (square - mean.square()).clamp_min(0.0).sqrt()
         if computed is None or self._left_out is None:
             self._left_out = torch.zeros_like(spread)
         else:
             self._left_out = (self._left_out + 1.0) * ~computed.view(-1, *grid)
         self.score = normalise(spread * (STARVATION * self._left_out).exp(), outliers=0.0)
-
-
-def _pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean over channels and a token's pixels: `[B, C, H, W]` -> `[B, h, w]`."""
-    return torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), grid)[:, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from .cache import Storage
 from .masks import MaskLedger
 from .partition import Partition
 from .steps.plan import StepKind
+from .stopwatch import Stopwatch
 
 MESSAGE_VERSION = 1
 RECORD_MAP_EDGE = 64
@@ -31,13 +32,19 @@ class NoteLevel(str, Enum):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One model evaluation: the step it belongs to, what was executed, rows (text rows counted) and wall time."""
+    """One model evaluation: the step it belongs to, what was executed, rows (text rows counted) and the time spent: milliseconds, or the
+    stopwatch that has them once the device is done."""
 
     step: int
     kind: StepKind
     rows_active: int
     rows_total: int
-    milliseconds: float
+    spent: float | Stopwatch
+
+    @property
+    def milliseconds(self) -> float:
+        """Time it took; waits for the device."""
+        return self.spent.milliseconds if isinstance(self.spent, Stopwatch) else self.spent
 
 
 @dataclass
@@ -91,6 +98,14 @@ class RunReport:
         self.sensitivity, self.partition = sensitivity, partition
         for packed in ("mask_bits", "map_bytes"):
             self.__dict__.pop(packed, None)
+
+    def finish(self) -> None:
+        """The run is over: nothing of it stays on the device."""
+        self.evaluations = [replace(record, spent=record.milliseconds) for record in self.evaluations]
+        self.sensitivity = None if self.sensitivity is None else self.sensitivity.cpu()
+        self.partition = None if self.partition is None else self.partition.cpu()
+        if self.ledger is not None:
+            self.ledger.forget()
 
     # Packed once a map: reading it off a GPU at every step would stall it.
 

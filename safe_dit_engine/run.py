@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .backbones import BACKBONES, Backbone, find_backbone
@@ -27,11 +28,12 @@ from .partition import Partition, PartitionConfig, Signal, forced_tokens, select
 from .policies import SpreadPolicy
 from .report import NoteLevel, RunReport, StepRecord
 from .sensitivity import Evidence, guidance_strength
-from .steps.forecast import Forecaster, weight_of
 from .steps.clock import StepClock
+from .steps.forecast import Forecaster, weight_of
 from .steps.levels import flow_progress
 from .steps.plan import ScheduleConfig, StepKind, plan_steps, reaches, trust, why_full
 from .steps.samplers import EULER, Sampler
+from .stopwatch import Stopwatch
 
 log = logging.getLogger("safe_dit")
 
@@ -39,6 +41,13 @@ log = logging.getLogger("safe_dit")
 EVIDENCE_STEPS = 2
 
 UNCOMPILED = "Without torch.compile, which cannot leave out a part of the tokens; presets that leave out whole steps keep it."
+
+FROZEN = "torch.compile froze the model's graph"
+
+
+def leaves_graphs() -> bool:
+    """Whether this torch (2.6 and later) can run a compiled model as if it were not."""
+    return hasattr(torch.compiler, "set_stance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +123,8 @@ class Run:
         self._obstructed = False
         self._interval = schedule.refresh_interval
         self._forecaster = Forecaster(schedule.forecast if sampler.forecast else 0.0, schedule.settle and sampler.corrector)
+        self._evidence_fits = True
+        self._nan: Tensor | None = None
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
         self._last_full: int | None = None  # step
         self._answered: int | None = None  # the last step that was skipped
@@ -144,8 +155,8 @@ class Run:
     def _runs_without(self, reason: str) -> None:
         if self._selects or self.config.schedule is None:
             self.note(f"{reason}; it runs dense.", NoteLevel.WARNING)
-        else:
-            self.note(f"{reason}; steps are held all the same, but there is no map of its tokens.")
+        elif self.config.guidance is not None:
+            self.note(f"{reason}; there is no map of its tokens, so guidance is not weighted by it.", NoteLevel.WARNING)
 
     def _judge_plan(self, schedule: ScheduleConfig) -> None:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
@@ -188,7 +199,7 @@ class Run:
 
     # Evaluations
 
-    def _begin_step(self, step: int) -> None:
+    def _begin_step(self, step: int, device: torch.device | None = None) -> None:
         self.step = step
         self.kind = self.plan[step] if self.plan else StepKind.ANCHOR
         self._rows = [0, 0]
@@ -196,15 +207,16 @@ class Run:
         # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
         self._blocked, self._obstructed = self._obstructed, False
         self._executed_dense = self._skipped = False
+        self._ran_full = self._ran_selective = False
         self._seen: set[tuple[Hashable, int]] = set()
         self._in_batch: Counter[tuple[Hashable, int]] = Counter()
         self._looked_at: frozenset[int] = frozenset()
-        self._evaluation_started = time.perf_counter()
+        self._stopwatch = Stopwatch(device)
 
-    def begin_evaluation(self, sigma: float) -> None:
-        """A model evaluation at noise level `sigma` begins."""
+    def begin_evaluation(self, sigma: float, device: torch.device | None = None) -> None:
+        """A model evaluation at noise level `sigma` begins; `device`: of its latent, None where nothing is queued."""
         before, self._sigma = self.step, sigma
-        self._begin_step(self._clock.at(sigma))
+        self._begin_step(self._clock.at(sigma), device)
         if self.step - before not in (0, 1):  # what became of the steps in between is not known here
             self._forecaster.lose_count()
         if self._backbone is not None and (self.kind is not StepKind.WARMUP or self.step == self._map_from):
@@ -243,15 +255,38 @@ class Run:
 
     def end_batch(self, cond: Tensor | None, uncond: Tensor | None) -> None:
         """A batch of conditionings ended with these denoised predictions."""
-        if self._collecting and cond is not None and uncond is not None and not self._seen:
+        if cond is None or uncond is None or not (self._is_whole(cond) and self._is_whole(uncond)):
+            return
+        if self._collecting and not self._seen:
             self._evidence.add_guidance(guidance_strength(cond, uncond, self._grid))
+
+    def must_repeat(self) -> bool:
+        """Whether the batch that just ended must run again, now in full: of its conditionings, some ran in full and others in part.
+
+        What guides is the difference of two predictions, and both must be computed alike.
+        """
+        if not (self._ran_full and self._ran_selective):
+            return False
+        self._blocked, self._ran_selective, self._selected = True, False, None
+        self._rows = [0, 0]
+        self._in_batch.clear()
+        return True
+
+    def _is_whole(self, x: Tensor) -> bool:
+        """Whether this is a prediction for the whole latent of the run, not for a window or a tile of it."""
+        frames, *size = (1, *x.shape[2:])[-3:]  # a picture may come with a frame that its latent does not have
+        return x.shape[0] == self._images and (frames, *size) == (1, *self._spatial)[-3:]
 
     def computed(self, prediction: Tensor, x: Tensor) -> Tensor:
         """What the sampler is to get for the guided prediction of an evaluation that ran at latent `x`, both `[images, C, H, W]`."""
+        self._nan = prediction.isnan().any() if self._nan is None else self._nan | prediction.isnan().any()
+        if self._ran_full and self._ran_selective:  # the host could not run it again
+            self._skipped = True
+            return self._forecaster.skipped(self._sigma, self._weight)
         if not self._may_skip or (self._backbone is None and self._selects):
             return prediction
         partition = self._selected
-        if self._policy is not None and self._backbone is not None:
+        if self._policy is not None and self.selects:
             self._policy.observe((x - prediction) / self._sigma, None if partition is None else partition.sensitive, self._grid)
         if partition is None or self._backbone is None:
             believed = trust(self._gap(0))
@@ -266,8 +301,7 @@ class Run:
         if not kind.dense and not self._skipped and (self._executed_dense or self._rows[1] == 0):
             kind = StepKind.ANCHOR
         self._dense_rows = max(self._dense_rows, self._rows[1])
-        spent = 1000.0 * (time.perf_counter() - self._evaluation_started)
-        record = StepRecord(self.step, kind, self._rows[0], self._rows[1], spent)
+        record = StepRecord(self.step, kind, self._rows[0], self._rows[1], self._stopwatch.stop())
         self.report.evaluations.append(record)
         self.report.cache_bytes = max(self.report.cache_bytes, self.cache.bytes + self.key_values.bytes)
         if self._backbone is not None and self._memory.predicted is None and self._may_skip and self._selects:
@@ -305,11 +339,19 @@ class Run:
             self.note(f"Dense, because {obstacle.reason}.", NoteLevel.WARNING)
         if auxiliary or (obstacle is not None and not obstacle.readable):
             self._executed_dense = True
+            self._runs_full(auxiliary)
             return None
         plan = self._call_plan(branches, keys) if obstacle is None else CallPlan(evidence_of=self._to_look_at(branches))
         self._executed_dense |= plan.partition is None
+        if not self._selects and not plan.evidence_of:  # nobody reads what hooks would tell
+            return None
         tokens = self._grid[0] * self._grid[1]
         return ModelCall(self._module, self._backbone, plan, keys, tokens, self.cache, self.key_values, self._evidence)
+
+    def _runs_full(self, auxiliary: bool = False) -> None:
+        """A call computes all rows: so must the others of this evaluation, but those that stand beside it (of another node)."""
+        self._ran_full |= not auxiliary
+        self._blocked |= not auxiliary
 
     def _branch_key(self, branch: BranchCall, x: Tensor) -> Hashable:
         pair = (branch.identity, branch.index)
@@ -318,7 +360,7 @@ class Run:
 
     def _shape_obstacle(self, branches: Sequence[BranchCall], x: Tensor) -> Obstacle | None:
         if tuple(x.shape[2:]) != self._spatial:
-            return Obstacle("area conditioning crops the latent for some prompts")
+            return Obstacle("a model call works on a part of the latent: an area of a prompt, a window or a tile")
         if x.shape[0] != len(branches) * self._images:
             return Obstacle(f"a model call holds {x.shape[0]} latents where {len(branches)} x {self._images} were expected")
         return None
@@ -352,6 +394,7 @@ class Run:
         ready = self._may_skip and not self._blocked and self.kind is StepKind.SELECTIVE
         if ready and partition is not None and self.cache.has(HEAD, keys):
             return CallPlan(partition=partition)
+        self._blocked |= ready  # a conditioning that is new runs in full, and those beside it with it
         known = None if self._partitioning.signal.moves or self.key_values.storage.whole else partition
         return CallPlan(capture=self._must_capture, known=known, evidence_of=self._to_look_at(branches))
 
@@ -370,8 +413,8 @@ class Run:
     @property
     def _collecting(self) -> bool:
         # A map nobody reads is not worth its time.
-        wanted = (self._may_skip and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
-        if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
+        wanted = (self.selects and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
+        if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted or not self._evidence_fits:
             return False
         last = self._map_from if self._map_from is not None else self.plan.count(StepKind.WARMUP)
         return last - EVIDENCE_STEPS <= self.step < last
@@ -384,8 +427,9 @@ class Run:
 
     def end_call(self, call: ModelCall) -> None:
         """A call ran."""
-        self._rows[0] += call.rows_active
-        self._rows[1] += call.rows_total
+        if self._selects:  # else rows are seen in a few calls only
+            self._rows[0] += call.rows_active
+            self._rows[1] += call.rows_total
         self._executed_dense |= call.plan.partition is None
         if call.executed and call.plan.partition is None:
             self._memory.add(call.sizes)
@@ -393,7 +437,9 @@ class Run:
         if reason is not None and self._selects:
             self._give_up(reason)
         if call.executed and call.plan.partition is not None:
-            self._selected = call.plan.partition
+            self._selected, self._ran_selective = call.plan.partition, True
+        elif call.executed:
+            self._runs_full()
         if not call.executed and call.plan.capture:  # an outer cache answered instead of the model
             self.cache.drop(call.branches)
 
@@ -406,12 +452,24 @@ class Run:
         self.cache.clear()
         self.key_values.clear()
 
-    def out_of_memory(self, call: ModelCall) -> bool:
-        """A call failed for want of memory: frees what is remembered and runs dense from here on. False: there was nothing to free."""
-        if self.cache.bytes == 0 and not call.plan.capture:
+    def out_of_memory(self, call: ModelCall | None) -> bool:
+        """A call failed for want of memory: frees what is remembered, of caches and of evidence, and runs dense from here on.
+
+        False: there was nothing to free.
+        """
+        remembers = self.cache.bytes > 0 or (call is not None and call.plan.capture)
+        looks = call is not None and len(call.plan.evidence_of) > 0
+        if not remembers and not looks:
             return False
-        self._give_up("memory ran out; what was remembered between refreshes is freed")
+        if remembers:
+            self._give_up("memory ran out; what was remembered between refreshes is freed")
+        elif self._selects:
+            self._give_up("memory ran out while the map of its tokens was made")
+        else:
+            self.note("Memory ran out while the map of the tokens was made, so there is none.", NoteLevel.WARNING)
+        self._evidence, self._evidence_fits = Evidence(), False
         self._executed_dense = True
+        self._runs_full()
         return True
 
     def _unfit(self, call: ModelCall) -> str | None:
@@ -433,6 +491,7 @@ class Run:
         forced, barred = forced_tokens(config, sensitivity.shape[0], self._grid, sensitivity.device, self._frames)
         if barred is not None and barred.all():
             self.note("All tokens are painted as context; the most sensitive one is computed all the same.")
+        sensitivity = sensitivity.nan_to_num(0.0)
         partition = select_rows(sensitivity, config.keep_ratio, forced, barred)
         self.report.divide(sensitivity, partition)
         self._selective_allowed &= not partition.full
@@ -472,6 +531,9 @@ class Run:
     def close(self) -> RunReport:
         """Free everything but the report and return it."""
         self._make_map()
+        if self._nan is not None and self._nan:
+            self.note("The model predicted NaN, which is no number, in at least one step: the picture cannot be right.", NoteLevel.WARNING)
+        self.report.finish()
         self.report.seconds = time.perf_counter() - self._started
         if self.ledger.mode is not MaskMode.OFF:
             self.report.masks = self.ledger.sentence()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .focus import Focus
 
-QUERY_CHUNK = 1024
+# Of a table of the softmax, 64 MiB: evidence must not be what a run fails for want of memory.
+LARGEST_TABLE = 2**24
 KEY_STRIDE = 4
 REPEATED = 1e-3  # of the largest value: kernels may round equal rows differently
 
@@ -40,7 +41,7 @@ def _mass(q: Tensor, words: Tensor, others: Tensor, scale: float | None, stride:
     weight = keys.new_zeros(keys.shape[-1])
     weight[words.shape[2] :] = math.log(stride)
     parts = []
-    for queries in q.split(QUERY_CHUNK, dim=2):
+    for queries in q.split(max(1, LARGEST_TABLE // (q.shape[0] * q.shape[1] * keys.shape[-1])), dim=2):
         mass = ((queries.float() * scale) @ keys).add_(weight).softmax(-1)
         parts.append(mass[..., : words.shape[2]].mean(1))
     return torch.cat(parts, dim=1)
@@ -70,9 +71,13 @@ def guidance_strength(cond: Tensor, uncond: Tensor, grid: tuple[int, int]) -> Te
 
     Of videos `[B, C, frames, H, W]`: `[B, frames * h, w]`, frame under frame; `grid` counts all frames.
     """
-    difference = (cond - uncond).abs().mean(1)
-    frames = difference.shape[1] if difference.ndim == 4 else 1
-    single = difference.reshape(-1, 1, *difference.shape[-2:])
+    return pool_to_tokens((cond - uncond).abs().mean(1), grid)
+
+
+def pool_to_tokens(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean over a token's pixels: `[B, H, W]`, or of videos `[B, frames, H, W]`, as `[B, h, w]`; `grid` counts all frames."""
+    frames = pixels.shape[1] if pixels.ndim == 4 else 1
+    single = pixels.reshape(-1, 1, *pixels.shape[-2:])
     pooled = torch.nn.functional.adaptive_avg_pool2d(single, (grid[0] // frames, grid[1]))
     return pooled.reshape(-1, *grid)
 

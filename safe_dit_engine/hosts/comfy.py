@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import AttentionOverride
+from ..attention import AttentionOverride, compiled_override, judged, name_functions
 from ..backbones.base import CONTROLNET
 from ..execution import ModelCall
 from ..guidance import reweight
@@ -31,7 +31,7 @@ from ..masks import MaskMode
 from ..memory import Memory
 from ..origins import tracked
 from ..partition import PartitionConfig
-from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
+from ..run import FROZEN, UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig, leaves_graphs
 from ..steps.levels import progress_of
 from ..steps.plan import ScheduleConfig, window_of_sigmas
 from ..steps.samplers import Sampler, find_sampler
@@ -176,11 +176,13 @@ def _sampler_row(sampler: Any) -> Sampler:
 
 
 def _memory_of(base_model: Any) -> Memory:
-    """ComfyUI's own account of memory. Room is made by unloading other models, never the one that samples."""
+    """ComfyUI's own account of memory. Room is made by unloading other models, never one of this run: the one that samples, a ControlNet,
+    a second one, or whatever else ComfyUI holds to be in use."""
     import comfy.model_management as management
 
     def make_room(size: int, device: torch.device) -> None:
-        in_use = [loaded for loaded in management.current_loaded_models if loaded.model is not None and loaded.model.model is base_model]
+        loaded = [each for each in management.current_loaded_models if each.model is not None]
+        in_use = [each for each in loaded if each.currently_used or each.model.model is base_model]
         management.free_memory(size, device, keep_loaded=in_use)
 
     return Memory(management.get_free_memory, make_room)
@@ -213,7 +215,7 @@ def predict_noise(executor: Executor, x: Tensor, timestep: Tensor, model_options
     if live is None:
         return executor(x, timestep, model_options, *args, **kwargs)
     live.roles = _roles(executor.class_obj)  # type: ignore[attr-defined]
-    live.run.begin_evaluation(float(timestep.flatten()[0]))
+    live.run.begin_evaluation(float(timestep.flatten()[0]), x.device)
     prediction = live.run.held()
     if prediction is None:
         prediction = live.run.computed(executor(x, timestep, model_options, *args, **kwargs), x)
@@ -238,6 +240,8 @@ def calc_cond_batch(
     carrying = frozenset(index for index in present if roles[index] != "negative")
     live.run.begin_batch(carrying)
     predictions = executor(model, conds, x, timestep, model_options, **kwargs)
+    if live.run.must_repeat():
+        predictions = executor(model, conds, x, timestep, model_options, **kwargs)
     negative = next((index for index in present if roles[index] == "negative"), None)
     if carrying and negative is not None:
         live.run.end_batch(predictions[min(carrying)], predictions[negative])
@@ -260,22 +264,41 @@ def apply_model(
     if live is None or "uuids" not in options:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     run: Run = live.run
-    branches = [BranchCall(*pair) for pair in zip(options["uuids"], options["cond_or_uncond"], strict=True)]
+    # Another pack may have edited one of the lists: then the latents are not as many as expected, and the call runs in full.
+    branches = [BranchCall(*pair) for pair in zip(options["uuids"], options["cond_or_uncond"])]
     call = run.begin_call(branches, x, _obstacle(run, control, options, kwargs))
-    if call is None and run.ledger.mode is MaskMode.OFF:
+    composition = tuple(options["uuids"])
+    if call is None and (run.ledger.mode is MaskMode.OFF or composition in live.unmasked):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    given, options = options, copy.copy(options)
-    options[OVERRIDE] = _override(run, call, given)
+    given, options = options, _with_override(run, call, options)
+    seen = (run.ledger.calls, run.ledger.masked)
     # Such patches are handed the mask and may write to it, which nothing would tell us: ComfyUI samples in inference mode.
     run.ledger.bracketed = not (options.get("patches_replace", {}).get("dit") or options.get("patches", {}).get("attn1_patch"))
     inputs = (x, t, c_concat, c_crossattn, control)
     try:
-        return _call(executor, run, call, options, inputs, kwargs)
-    except torch.OutOfMemoryError:
-        if call is None or not run.out_of_memory(call):
+        denoised = _call(executor, run, call, options, inputs, kwargs)
+        if run.ledger.mode is MaskMode.ELIDE and run.ledger.calls > seen[0] and run.ledger.masked == seen[1]:
+            live.unmasked.add(composition)
+        return denoised
+    except _memory_errors() as error:
+        if not _is_out_of_memory(error) or not run.out_of_memory(call):
             raise
     # Outside of the handler: an exception being handled holds the failed call's tensors.
-    return _call(executor, run, None, {**options, OVERRIDE: _override(run, None, given)}, inputs, kwargs)
+    return _call(executor, run, None, _with_override(run, None, given), inputs, kwargs)
+
+
+def _memory_errors() -> tuple[type[Exception], ...]:
+    """What may say that memory ran out, by ComfyUI's own check."""
+    import comfy.model_management as management
+
+    return (management.OOM_EXCEPTION, management.ACCELERATOR_ERROR)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import comfy.model_management as management
+
+    found: bool = management.is_oom(error)
+    return found
 
 
 def _call(
@@ -286,7 +309,10 @@ def _call(
         if call is not None and _compiled(options):
             hooks.enter_context(torch.compiler.set_stance("force_eager"))
             run.note(UNCOMPILED)
-        if run.ledger.mode is not MaskMode.OFF and (call is not None or not _compiled(options)):
+        if call is None and _compiled(options):
+            run.ledger.compiled = True
+            hooks.enter_context(judged(run.ledger))
+        elif run.ledger.mode is not MaskMode.OFF:
             hooks.enter_context(tracked(executor.class_obj.diffusion_model, run.ledger))  # type: ignore[attr-defined]
         if call is not None:
             hooks.enter_context(call.hooks())
@@ -298,13 +324,23 @@ def _call(
     return denoised
 
 
-def _override(run: Run, call: ModelCall | None, options: dict[str, Any]) -> Callable[..., Tensor]:
-    override = AttentionOverride(run.ledger, call, options.get(OVERRIDE))
+def _with_override(run: Run, call: ModelCall | None, options: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a call's options with our attention in them, before that of another pack."""
+    options, before = copy.copy(options), options.get(OVERRIDE)
     if call is not None or not _compiled(options):
-        return override
-    # Decisions made here must not be traced into a compiled graph, which would freeze them.
-    outside_graph: Callable[..., Tensor] = torch.compiler.disable(override.__call__)
-    return outside_graph
+        options[OVERRIDE] = AttentionOverride(run.ledger, call, before)
+    elif before is None:  # what is traced into a graph stays there: one function for all runs, and none around another pack's
+        name_functions(_attention_functions())
+        options[OVERRIDE] = compiled_override
+    return options
+
+
+def _attention_functions() -> dict[str, Callable[..., Tensor]]:
+    """ComfyUI's attention functions as an override is given them."""
+    from comfy.ldm.modules import attention
+
+    named = {name: value for name, value in vars(attention).items() if name.startswith("attention")}
+    return {name: value.__wrapped__ for name, value in named.items() if hasattr(value, "__wrapped__")}
 
 
 @contextmanager
@@ -326,7 +362,8 @@ def _lent_attention(run: Run, call: ModelCall) -> Iterator[None]:
     try:
         yield
     finally:
-        module.optimized_attention = original  # type: ignore[attr-defined]
+        if module.optimized_attention is attention:  # else another pack has put its own there
+            module.optimized_attention = original  # type: ignore[attr-defined]
 
 
 def _compiled(options: dict[str, Any]) -> bool:
@@ -346,7 +383,7 @@ def _obstacle(run: Run, control: Any, options: dict[str, Any], arguments: dict[s
     # Hooks cannot reach into a compiled graph: calls with hooks do without it, so there are none where nothing is left out.
     if found is not None:
         return replace(found, readable=False)
-    return None if run.selects else Obstacle("torch.compile froze the model's graph")
+    return None if run.selects and leaves_graphs() else Obstacle(FROZEN)
 
 
 def _in_the_way(run: Run, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:

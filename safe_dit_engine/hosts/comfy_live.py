@@ -60,6 +60,8 @@ class LiveRun:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.roles: dict[int, str] = {}
+        # Conditionings of calls that were seen to attend without masks: there is nothing to judge in them.
+        self.unmasked: set[tuple[Any, ...]] = set()
         prompt_id, sampler_id = _executing()
         prompt, workflow_id = _running(prompt_id)
         self._key = None if sampler_id is None else run_key(prompt, sampler_id)

@@ -22,9 +22,9 @@ from ..attention import attending
 from ..backbones.diffusers import DIFFUSERS
 from ..execution import ModelCall
 from ..masks import MaskLedger, MaskMode
-from ..memory import Memory
+from ..memory import MEMORY_ERRORS, Memory, is_out_of_memory
 from ..report import NoteLevel, RunReport
-from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
+from ..run import FROZEN, UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig, leaves_graphs
 from .diffusers_guidance import NEGATIVE, PROMPT, UNPAIRED, branch_pair, moved
 from .diffusers_latents import grid_of, latents_of, like
 from .diffusers_schedulers import Prediction, prediction_of
@@ -60,6 +60,8 @@ class Invocation:
         self._grid: tuple[int, int] | None = None
         self._begin = 0
         self._calls = 0
+        # Numbers of calls that were seen to attend without masks.
+        self._unmasked: set[int] = set()
         self._outputs: list[Any] = []
         self._roles: list[list[int]] = []
         self._held: Tensor | None = None
@@ -124,7 +126,7 @@ class Invocation:
         if not 0 <= self._index < len(self._run.sigmas) - 1:
             return False
         self._calls, self._evaluating = 0, True
-        self._run.begin_evaluation(self._run.sigmas[self._index])
+        self._run.begin_evaluation(self._run.sigmas[self._index], latents_of(arguments).device)
         self._run.begin_batch(frozenset({PROMPT}))
         self._held = self._run.held()
         return True
@@ -186,12 +188,12 @@ class Invocation:
         run.use(module)
         call = run.begin_call(branches, x, self._obstacle(run, module, arguments))
         try:
-            return self._run_call(run, call, original, args, kwargs)
-        except torch.OutOfMemoryError:
-            if call is None or not run.out_of_memory(call):
+            return self._run_call(run, call, number, original, args, kwargs)
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error) or not run.out_of_memory(call):
                 raise
         # Outside of the handler: an exception being handled holds the failed call's tensors.
-        return self._run_call(run, None, original, args, kwargs)
+        return self._run_call(run, None, number, original, args, kwargs)
 
     def _branches(self, module: nn.Module, batch: int, number: int) -> list[BranchCall]:
         count = max(1, batch // (self.images or batch))
@@ -203,9 +205,9 @@ class Invocation:
     def _obstacle(self, run: Run, module: nn.Module, arguments: dict[str, Any]) -> Obstacle | None:
         found = self._in_the_way(run, module, arguments)
         # Hooks cannot reach into a compiled graph: calls with hooks do without it, so there are none where nothing is left out.
-        if not self._compiled or (found is None and run.selects):
+        if not self._compiled or (found is None and run.selects and leaves_graphs()):
             return found
-        return Obstacle("torch.compile froze the model's graph") if found is None else replace(found, readable=False)
+        return Obstacle(FROZEN) if found is None else replace(found, readable=False)
 
     def _in_the_way(self, run: Run, module: nn.Module, arguments: dict[str, Any]) -> Obstacle | None:
         if getattr(module, "is_cache_enabled", False):
@@ -219,20 +221,23 @@ class Invocation:
         return run.refusal(arguments)
 
     def _run_call(
-        self, run: Run, call: ModelCall | None, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Run, call: ModelCall | None, number: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        masks, seen = run.ledger.mode is not MaskMode.OFF and number not in self._unmasked, (run.ledger.calls, run.ledger.masked)
         with ExitStack() as around:
             if call is not None and self._compiled:
                 around.enter_context(torch.compiler.set_stance("force_eager"))
                 run.note(UNCOMPILED)
             # Compiled code keeps the attention it was traced with; it is told of masks by `certified_masks`.
-            if call is not None or not (self._compiled or run.ledger.mode is MaskMode.OFF):
+            if call is not None or (masks and not self._compiled):
                 around.enter_context(attending(run.ledger, call))
             if call is not None:
                 around.enter_context(call.hooks())
             output = original(*args, **(kwargs if call is None else call.with_length_base(kwargs)))
         if call is not None:
             run.end_call(call)
+        if run.ledger.mode is MaskMode.ELIDE and run.ledger.calls > seen[0] and run.ledger.masked == seen[1]:
+            self._unmasked.add(number)
         return output
 
     # The scheduler

@@ -29,7 +29,7 @@ def test_a_held_step_calls_no_model(tiny: Any, interval: int, held: int, kinds: 
     assert "".join(record.kind.value[0] for record in tiny.report().evaluations) == kinds
     assert calls == len(kinds) - kinds.count("h")
     held_rows = {(record.rows_active, record.rows_total) for record in tiny.report().evaluations if record.kind.value == "held"}
-    assert held_rows == {(0, 2 * (40 + 64))}
+    assert held_rows == {(0, 2 * (40 + 64) if "s" in kinds else 0)}, "rows are watched where some of them are left out"
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "uni_pc"])

@@ -156,7 +156,7 @@ def test_padded_text_on_every_backend(lens_on: tuple[Any, str], record_property:
 
 def test_qwen_without_padding_carries_no_mask(qwen: Any) -> None:
     assert torch.equal(qwen.sample(qwen.certified()), qwen.sample(qwen.model))
-    assert qwen.report().masks == "0 of 18 attention calls carried a mask: nothing to elide"
+    assert qwen.report().masks == "0 of 3 attention calls carried a mask: nothing to elide", "in later model calls nobody looks"
 
 
 def test_a_text_mask_of_weights_is_kept(qwen: Any) -> None:
@@ -535,9 +535,9 @@ def test_with_no_masks_a_model_call_is_what_it_was(tiny: Any) -> None:
     assert in_model_calls(tiny, certified) == plain
 
 
-def test_around_model_calls_a_run_reads_the_noise_levels_and_nothing_else(tiny: Any) -> None:
+def test_around_model_calls_a_run_reads_the_noise_levels_and_at_its_end_whether_there_was_nan(tiny: Any) -> None:
     certified = tiny.comfy.execute("SafeDitMaskElision", model=tiny.model, mode="elide")[0]
-    assert reads(in_run(tiny, certified) - in_run(tiny, tiny.model)).total() <= 1 + 3
+    assert reads(in_run(tiny, certified) - in_run(tiny, tiny.model)).total() <= 1 + 3 + 1
 
 
 def test_masks_are_read_once_a_model_call(lens_in_bfloat16: Any) -> None:

@@ -317,6 +317,32 @@ def test_a_verdict_on_an_inference_tensor_lasts_one_model_call() -> None:
         assert ruler(ledger)(mask) is None
 
 
+def test_every_thread_has_its_own_origin() -> None:
+    """A model split over two GPUs: each thread is in a block of its own, with masks of its own."""
+    ledger = MaskLedger(bracketed=True)
+    together = threading.Barrier(2)
+    found: dict[int, list[str]] = {3: [], 5: []}
+
+    def work(attended: int) -> None:
+        with torch.inference_mode():
+            mask = torch.arange(8)[None, None, None] < attended
+            for _ in range(20):
+                together.wait()
+                ledger.origin = mask
+                together.wait()
+                certificate = ruler(ledger)(mask.clone())
+                found[attended].append("" if certificate is None else certificate.reason)
+                together.wait()
+                ledger.origin = None
+
+    threads = [threading.Thread(target=work, args=(attended,)) for attended in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(reasons == [f"padding: {attended} of 8 keys are attended"] * 20 for attended, reasons in found.items())
+
+
 def test_masks_made_from_one_tensor_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, made_from = MaskLedger(), torch.zeros(1, 6)
     ledger.origin = made_from

@@ -17,7 +17,7 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
 from safe_dit_engine import masks as masks_module
-from safe_dit_engine.attention import certified_masks
+from safe_dit_engine.attention import LEDGER, certified_masks
 from safe_dit_engine.masks import MaskMode
 
 LAYERS, HEADS, TEXT_TOKENS, TEXT_WIDTH = 2, 2, 10, 24
@@ -264,6 +264,38 @@ def test_attention_written_out_is_left_alone() -> None:
     with certified_masks(model) as ledger:
         assert torch.equal(output(model, inputs), plain)
     assert ledger.calls == 0
+
+
+# Another library that swaps the same function
+
+
+def test_what_another_library_put_over_ours_stays() -> None:
+    """It swaps while ours is in place and calls on: theirs must stay when ours goes, and ours must judge nothing from beneath it."""
+    before = F.scaled_dot_product_attention
+    seen: list[Tensor | None] = []
+
+    def theirs(*args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        seen.append(attn_mask)
+        return beneath(*args, attn_mask=attn_mask, **kwargs)
+
+    q, zeros = torch.randn(1, 2, 4, 8), torch.zeros(1, 1, 4, 4)
+    try:
+        with certified_masks() as first:
+            beneath: Callable[..., Tensor] = F.scaled_dot_product_attention
+            F.scaled_dot_product_attention = theirs
+        assert F.scaled_dot_product_attention is theirs
+        calls = LEDGER.calls
+        assert torch.equal(F.scaled_dot_product_attention(q, q, q, attn_mask=zeros), before(q, q, q, attn_mask=zeros))
+        assert (first.calls, LEDGER.calls) == (0, calls), "nobody asked"
+        with certified_masks() as second:
+            F.scaled_dot_product_attention(q, q, q, attn_mask=zeros)
+        assert F.scaled_dot_product_attention is theirs and second.elided == 1 and len(seen) == 2
+        F.scaled_dot_product_attention = beneath  # they go, and put back what they found: ours
+        with certified_masks() as third:
+            F.scaled_dot_product_attention(q, q, q, attn_mask=zeros)
+        assert third.elided == 1 and F.scaled_dot_product_attention is before
+    finally:
+        F.scaled_dot_product_attention = before
 
 
 # torch.compile

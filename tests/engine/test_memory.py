@@ -83,6 +83,24 @@ def test_eight_bits_take_a_quarter_and_are_close(shape: tuple[int, ...]) -> None
     assert torch.equal(alone, found[1:])
 
 
+def test_eight_bits_have_a_scale_for_every_head() -> None:
+    """Also where the heads of a row stand side by side: a head of large numbers drowns no other."""
+    x = torch.randn(2, 50, 4, 16) * torch.tensor([100.0, 1.0, 1.0, 1.0])[:, None]
+    values = KeyValues(BranchCache())
+    values.storage = Storage(eight_bit=True)
+    values.store("k", (A, B), x.flatten(2), 1, torch.arange(10, 50), head_dim=16)
+    found = values.splice("k", (A, B), x.flatten(2)[:, :10], 1, torch.arange(10), torch.arange(10, 50)).view_as(x)
+    for head in range(4):
+        assert (found - x)[:, :, head].norm() <= 0.04 * x[:, :, head].norm()
+
+
+def test_what_is_kept_elsewhere_is_read_as_it_was() -> None:
+    cache, x = BranchCache(), torch.randn(2, 6)
+    cache.store("k", (A, B), x, CPU)
+    assert torch.equal(cache.load("k", (A, B), CPU), x) and torch.equal(cache.load("k", (B, A), CPU), x.flip(0))
+    assert cache.load("k", (A,), GPU).device == GPU
+
+
 # Choosing
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from safe_dit_engine import sensitivity
 from safe_dit_engine.guidance import GuidanceConfig, reweight, scale_map, to_pixels
 from safe_dit_engine.partition import PartitionConfig, painted_tokens, select_rows
 from safe_dit_engine.sensitivity import (
@@ -61,6 +66,26 @@ def test_joint_softmax_mass() -> None:
     q, k = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 10, 8)
     full = ((q @ k.transpose(-1, -2)) / 8**0.5).softmax(-1).mean(1)
     assert torch.allclose(image_to_text(q, k, slice(0, 4), slice(4, 10)), full[:, 4:, :4], atol=1e-6)
+
+
+def test_the_table_of_the_softmax_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many heads and keys there are: evidence must not be what a run fails for want of memory."""
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            output = func(*args, **(kwargs or {}))
+            largest = max(largest, output.numel() if isinstance(output, Tensor) and "softmax" in str(func) else 0)
+            return output
+
+    q, k = torch.randn(2, 6, 300, 8), torch.randn(2, 6, 300, 8)
+    exact = image_to_text(q, k, slice(0, 44), slice(44, 300), stride=4)
+    monkeypatch.setattr(sensitivity, "LARGEST_TABLE", 20_000)
+    with Sizes():
+        found = image_to_text(q, k, slice(0, 44), slice(44, 300), stride=4)
+    assert 10_000 < largest <= 20_000
+    assert torch.allclose(found, exact, atol=1e-6)
 
 
 def test_sampled_keys_estimate_the_same_mass() -> None:

@@ -7,7 +7,7 @@ from .conftest import Frontend, PageRun
 from .graphs import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed, sampled
 from .widget import Widget, change, opened, place, roomy, send_touch, shoot, take
 
-AREA = "Dense, because area conditioning crops the latent for some prompts."
+AREA = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
 # Between the positive prompt and the sampler: the prompt, and once more for a part of the picture.
 WITH_AREA = """() => {
     const sampler = app.graph.nodes.find((node) => node.type === 'KSampler');
@@ -137,7 +137,7 @@ def drawn_with(page: Frontend, widget: Widget, method: str, seed: int) -> list[i
     """The map after a small run with a way to preview."""
     page.page.evaluate("(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)", method)
     page.server.free()
-    sampled(page, seed)
+    sampled(page, seed, preset="paper")
     widget.wait(lambda widget: "step 8 of 8" in widget.text())
     page.page.wait_for_timeout(500)
     shoot(page, f"preview-{method}")
