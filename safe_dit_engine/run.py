@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -98,11 +99,16 @@ class Run:
         self.plan = plan_steps(self.report.total_steps, warmup, schedule, window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
+        self._holds = StepKind.HELD in self.plan
         self._backbone = self._fit(module, latent_shape, backbones)
+        # Of selective steps alone: steps that compute nothing do not depend on them.
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
-        self._forecaster = Forecaster(schedule.forecast, schedule.settle)
+        self._new_forecaster = partial(Forecaster, schedule.forecast, schedule.settle)
+        self._forecaster = self._new_forecaster()
+        self._active: Hashable = None
+        self._renewed: set[Hashable] = set()
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
         self._evaluated: set[int] = set()
         self._regular = True
@@ -116,8 +122,7 @@ class Run:
         if not wanted:
             return None
         if len(latent_shape) not in (4, 5):
-            expected = "[images, channels, height, width], or for videos [images, channels, frames, height, width], is expected"
-            self._runs_without(f"The latent has {len(latent_shape)} dimensions where {expected}")
+            self._runs_without("The latent is neither a picture nor a video (it is sound, or several latents packed into one)")
             return None
         fit = find_backbone(module, backbones)
         if fit.backbone is None:
@@ -130,10 +135,17 @@ class Run:
         return fit.backbone
 
     def _runs_without(self, reason: str) -> None:
-        if self._selects or self.config.schedule is None:
+        if self._selects and self._holds:
+            self.note(f"{reason}; its selective steps run in full.", NoteLevel.WARNING)
+        elif self._selects or self.config.schedule is None:
             self.note(f"{reason}; it runs dense.", NoteLevel.WARNING)
-        else:
+        elif self._holds:
             self.note(f"{reason}; steps are held all the same, but there is no map of its tokens.")
+        else:
+            self.note(f"{reason}; there is no map of its tokens.")
+
+    def _runs_full(self, reason: str) -> None:
+        self.note(f"{'Selective steps run in full' if self._holds else 'Dense'}, because {reason}.", NoteLevel.WARNING)
 
     def _judge_painting(self) -> None:
         painting = self._partitioning.painting
@@ -179,25 +191,36 @@ class Run:
         # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
         self._blocked, self._obstructed = self._obstructed, False
         self._executed_dense = self._skipped = False
-        self._seen: set[tuple[Hashable, int]] = set()
+        self._passes: Counter[Hashable] = Counter()
+        self._capturing = False
         self._in_batch: Counter[tuple[Hashable, int]] = Counter()
         self._looked_at: frozenset[int] = frozenset()
         self._evaluation_started = time.perf_counter()
 
-    def begin_evaluation(self, sigma: float) -> None:
-        """A model evaluation at noise level `sigma` begins."""
+    def begin_evaluation(self, sigma: float, active: Hashable = None) -> None:
+        """A model evaluation at noise level `sigma` begins; `active`: stands for the conditionings in force at that level."""
         self._sigma = sigma
         self._begin_step(step_of_sigma(self.sigmas, sigma))
+        self._follow_conditionings(active)
         # What a sampler that evaluates a step more than once, or between steps, makes of a prediction is not known here.
         self._regular &= self.step not in self._evaluated and abs(self.sigmas[self.step] - sigma) <= 1e-4 * sigma
         self._evaluated.add(self.step)
         if self._backbone is not None and (self.kind is not StepKind.WARMUP or self.step == self._map_from):
             self._make_map()
 
+    def _follow_conditionings(self, active: Hashable) -> None:
+        """Predictions under other conditionings than the last computed one's tell nothing of the coming one."""
+        self._active, before = active, self._active
+        if not self._forecaster.ready or active == before:
+            return
+        self._forecaster = self._new_forecaster()
+        self._blocked = True
+        if not self.kind.dense:
+            self.note("The conditionings change during the run; a step in which they do runs in full.")
+
     def held(self) -> Tensor | None:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
-        ready = self._may_skip and not self._blocked and self._forecaster.ready
-        if self.kind is not StepKind.HELD or not ready:
+        if self.kind is not StepKind.HELD or not self._may_skip or not self._forecaster.ready:
             return None
         self._rows[1] = self._dense_rows
         self._skipped = True
@@ -209,18 +232,18 @@ class Run:
 
     def begin_batch(self, conditional: frozenset[int]) -> None:
         """A batch of conditionings begins; `conditional`: indices of those that carry the prompt (not the negative)."""
-        self._seen.update(self._in_batch)
+        self._passes.update({identity for identity, _ in self._in_batch})
         self._in_batch.clear()
         self._looked_at = conditional
 
     def end_batch(self, cond: Tensor | None, uncond: Tensor | None) -> None:
         """A batch of conditionings ended with these denoised predictions."""
-        if self._collecting and cond is not None and uncond is not None and not self._seen:
+        if self._collecting and cond is not None and uncond is not None and not self._passes:
             self._evidence.add_guidance(guidance_strength(cond, uncond, self._grid))
 
     def computed(self, prediction: Tensor, x: Tensor) -> Tensor:
         """What the sampler is to get for the guided prediction of an evaluation that ran at latent `x`, both `[images, C, H, W]`."""
-        if not self._may_skip or (self._backbone is None and self._selects):
+        if not self._may_skip:
             return prediction
         partition = self._selected
         if self._policy is not None and self._backbone is not None:
@@ -235,12 +258,13 @@ class Run:
         kind = self.kind
         if not kind.dense and not self._skipped and (self._executed_dense or self._rows[1] == 0):
             kind = StepKind.ANCHOR
+        self._obstructed |= self._selected is not None and self._executed_dense
         self._dense_rows = max(self._dense_rows, self._rows[1])
         spent = 1000.0 * (time.perf_counter() - self._evaluation_started)
         record = StepRecord(self.step, kind, self._rows[0], self._rows[1], spent)
         self.report.evaluations.append(record)
         self.report.cache_bytes = max(self.report.cache_bytes, self.cache.bytes + self.key_values.bytes)
-        if self._backbone is not None and self._memory.predicted is None and self._may_skip and self._selects:
+        if self._backbone is not None and self._memory.predicted is None and self.selects:
             self._plan_memory()
         return record
 
@@ -261,6 +285,10 @@ class Run:
             self._module = module
             self._forget()
 
+    def runs(self, module: nn.Module) -> bool:
+        """Whether calls of `module` are of this run's model; where no model is known, it makes no difference."""
+        return self._backbone is None or module is self._module
+
     def begin_call(self, branches: Sequence[BranchCall], x: Tensor, obstacle: Obstacle | None) -> ModelCall | None:
         """What a model call on `x` `[len(branches) * images, C, H, W]` should do; None: run it as if the pack were not there."""
         self.ledger.begin_call()
@@ -268,27 +296,65 @@ class Run:
             return None
         self._device = x.device
         keys = tuple(self._branch_key(branch, x) for branch in branches)
-        auxiliary = any((branch.identity, branch.index) in self._seen for branch in branches)
+        extra = self.repeats(branches)
         obstacle = obstacle or self._shape_obstacle(branches, x)
         if obstacle is not None and self._selects:
-            self._obstructed = True
-            self.note(f"Dense, because {obstacle.reason}.", NoteLevel.WARNING)
-        if auxiliary or (obstacle is not None and not obstacle.readable):
-            self._executed_dense = True
+            self._tell_obstacle(obstacle, extra)
+        plan = self._plan_of(branches, keys, obstacle, extra)
+        self._executed_dense |= not extra and (plan is None or plan.partition is None)
+        if plan is None:
             return None
-        plan = self._call_plan(branches, keys) if obstacle is None else CallPlan(evidence_of=self._to_look_at(branches))
-        self._executed_dense |= plan.partition is None
+        if plan.capture:
+            self._remember(keys)
         tokens = self._grid[0] * self._grid[1]
         return ModelCall(self._module, self._backbone, plan, keys, tokens, self.cache, self.key_values, self._evidence)
+
+    def repeats(self, branches: Sequence[BranchCall]) -> bool:
+        """Whether this evaluation has seen one of these conditionings before: a guidance node evaluates the model once more."""
+        return any(self._passes[branch.identity] > 0 for branch in branches)
+
+    def _tell_obstacle(self, obstacle: Obstacle, extra: bool) -> None:
+        if not extra:
+            self._runs_full(obstacle.reason)
+        elif not self._obstructed:
+            self.note(f"Steps in which a guidance node evaluates the model once more run in full, because {obstacle.reason}.")
+        self._obstructed = True
+
+    def _plan_of(
+        self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...], obstacle: Obstacle | None, extra: bool
+    ) -> CallPlan | None:
+        if obstacle is not None:
+            return CallPlan(evidence_of=self._to_look_at(branches)) if obstacle.readable and not extra else None
+        return self._extra_plan(keys) if extra else self._call_plan(branches, keys)
+
+    def _extra_plan(self, keys: tuple[Hashable, ...]) -> CallPlan | None:
+        """Guidance subtracts one evaluation from another, so an extra one computes what the others of its step do; None: all of it."""
+        if self._selected is None:
+            return CallPlan(capture=True, known=self._known, extra=True) if self._must_capture else None
+        if self._remembered(keys):
+            return CallPlan(partition=self._selected, extra=True)
+        self._obstructed = True
+        return None
+
+    def _remember(self, keys: tuple[Hashable, ...]) -> None:
+        if not self._capturing:
+            self._renewed.clear()
+        self._capturing = True
+        self._renewed.update(keys)
+
+    def _remembered(self, keys: tuple[Hashable, ...]) -> bool:
+        """Whether the last refresh renewed all of these: what one left out is older than the rest."""
+        return self._renewed.issuperset(keys) and self.cache.has(HEAD, keys)
 
     def _branch_key(self, branch: BranchCall, x: Tensor) -> Hashable:
         pair = (branch.identity, branch.index)
         self._in_batch[pair] += 1
-        return (id(self._module), *pair, self._in_batch[pair], tuple(x.shape[1:]), x.dtype, x.device)
+        which = (self._passes[branch.identity], self._in_batch[pair])
+        return (id(self._module), *pair, *which, tuple(x.shape[1:]), x.dtype, x.device)
 
     def _shape_obstacle(self, branches: Sequence[BranchCall], x: Tensor) -> Obstacle | None:
         if tuple(x.shape[2:]) != self._spatial:
-            return Obstacle("area conditioning crops the latent for some prompts")
+            return Obstacle("the model is called on a part of the latent (an area of a prompt, or a tile)")
         if x.shape[0] != len(branches) * self._images:
             return Obstacle(f"a model call holds {x.shape[0]} latents where {len(branches)} x {self._images} were expected")
         return None
@@ -319,18 +385,22 @@ class Run:
 
     def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
         partition = self.report.partition
-        ready = self._may_skip and not self._blocked and self.kind is StepKind.SELECTIVE
-        if ready and partition is not None and self.cache.has(HEAD, keys):
+        ready = self._selective_allowed and not self._blocked and self.kind is StepKind.SELECTIVE
+        if ready and partition is not None and self._remembered(keys):
             return CallPlan(partition=partition)
-        known = None if self._partitioning.signal.moves or self.key_values.storage.whole else partition
-        return CallPlan(capture=self._must_capture, known=known, evidence_of=self._to_look_at(branches))
+        return CallPlan(capture=self._must_capture, known=self._known, evidence_of=self._to_look_at(branches))
+
+    @property
+    def _known(self) -> Partition | None:
+        """Tokens that need not be remembered, because they are fresh in every selective step to come."""
+        return None if self._partitioning.signal.moves or self.key_values.storage.whole else self.report.partition
 
     def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
         return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
 
     @property
     def _may_skip(self) -> bool:
-        return self._selective_allowed and any(not kind.dense for kind in self.plan)
+        return self._partitioning.keep_ratio < 1.0 and any(not kind.dense for kind in self.plan)
 
     @property
     def _must_capture(self) -> bool:
@@ -354,9 +424,10 @@ class Run:
 
     def end_call(self, call: ModelCall) -> None:
         """A call ran."""
-        self._rows[0] += call.rows_active
-        self._rows[1] += call.rows_total
-        self._executed_dense |= call.plan.partition is None
+        if not call.plan.extra:
+            self._rows[0] += call.rows_active
+            self._rows[1] += call.rows_total
+            self._executed_dense |= call.plan.partition is None
         if call.executed and call.plan.partition is None:
             self._memory.add(call.sizes)
         reason = self._unfit(call)
@@ -370,7 +441,7 @@ class Run:
     def _give_up(self, reason: str) -> None:
         self._selective_allowed = False
         self._forget()
-        self.note(f"Dense, because {reason}.", NoteLevel.WARNING)
+        self._runs_full(reason)
 
     def _forget(self) -> None:
         self.cache.clear()
@@ -405,7 +476,22 @@ class Run:
             self.note("All tokens are painted as context; the most sensitive one is computed all the same.")
         partition = select_rows(sensitivity, config.keep_ratio, forced, barred)
         self.report.divide(sensitivity, partition)
-        self._selective_allowed &= not partition.full
+        if partition.full:
+            self._leave_nothing_out(forced is not None and bool(forced.all()))
+
+    def _leave_nothing_out(self, all_forced: bool) -> None:
+        if not self.selects:
+            return
+        self._selective_allowed = False
+        if self._grid[0] * self._grid[1] == 1:
+            reason = "the picture is a single token"
+        elif all_forced and self._partitioning.painting is not None:
+            reason = "every token is painted as sensitive"
+        elif all_forced:
+            reason = "the mask covers every token"
+        else:
+            reason = f"the keep ratio leaves none of {self._grid[0] * self._grid[1]} tokens out"
+        self._runs_full(reason)
 
     def _make_map(self) -> None:
         if self._policy is not None:

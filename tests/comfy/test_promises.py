@@ -367,7 +367,7 @@ def test_area_conditioning(tiny: Any) -> None:
     prompts = {"positive": tiny.prompt(1) + cropped}
     assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0), **prompts), tiny.sample(tiny.model, **prompts))
     assert torch.isfinite(tiny.sample(tiny.accelerated(), **prompts)).all()
-    assert tiny.report().notes == ["Dense, because area conditioning crops the latent for some prompts."]
+    assert tiny.report().notes == ["Dense, because the model is called on a part of the latent (an area of a prompt, or a tile)."]
 
 
 def test_reference_latents(padded: Any) -> None:
