@@ -392,6 +392,8 @@ class Run:
     def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
         partition = self.report.partition
         ready = self._selective_allowed and not self._blocked and self.kind is StepKind.SELECTIVE
+        if ready and partition is None and self._policy is None:
+            self._runs_full("the warm-up steps, which show where the prompt acts, did not run as planned")
         if ready and partition is not None and self._remembered(keys):
             return CallPlan(partition=partition)
         return CallPlan(capture=self._must_capture, known=self._known, evidence_of=self._to_look_at(branches))

@@ -199,13 +199,13 @@ def run_key(prompt: dict[str, Any], node_id: str) -> str:
     """What tells the runs of a node apart: the node with everything before it.
 
     The id alone would not do: a sampler whose SAFE-DiT node is bypassed keeps its id, and ids repeat from workflow to workflow. Outside a
-    server there is no prompt, only the id.
+    server there is no prompt, only the id. Nodes that are made while a prompt runs may be given objects, which are told apart as such.
     """
     if node_id not in prompt:
         return node_id
     made_of = {found: prompt[found] for found in (node_id, *upstream(prompt, node_id)) if found in prompt}
     content = {found: [node.get("class_type"), node.get("inputs")] for found, node in made_of.items()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=id).encode()).hexdigest()
 
 
 def upstream(prompt: dict[str, Any], node_id: str) -> Iterator[str]:
