@@ -418,7 +418,8 @@ class Run:
     @property
     def _collecting(self) -> bool:
         # A map nobody reads is not worth its time.
-        wanted = (self._may_skip and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
+        leaves_out = self._may_skip and (self._selective_allowed or self._holds)
+        wanted = (leaves_out and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
         if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted:
             return False
         last = self._map_from if self._map_from is not None else self.plan.count(StepKind.WARMUP)

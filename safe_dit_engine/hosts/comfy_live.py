@@ -255,7 +255,7 @@ def _dynamic_prompt() -> Any:
 
 def whole_prompt(dynamic: Any) -> dict[str, Any]:
     """The nodes of a prompt with those that were made while it ran: loops and other nodes that expand."""
-    return {found: dynamic.get_node(found) for found in sorted(dynamic.all_node_ids())}
+    return {**dynamic.get_original_prompt(), **dynamic.ephemeral_prompt}
 
 
 def shown_as(node_id: str) -> str:
