@@ -73,9 +73,9 @@ class SafeDitAccelerate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, painted_tokens: str = "") -> bool | str:
-        """The text must be a painting."""
-        return judged_painting(painted_tokens)
+    def validate_inputs(cls, painted_tokens: str | None = None) -> bool | str:
+        """The text must be a painting; linked, it is None here, and judged by `execute`."""
+        return judged_painting(painted_tokens or "")
 
     @classmethod
     def execute(
@@ -94,6 +94,8 @@ class SafeDitAccelerate(io.ComfyNode):
     ) -> io.NodeOutput:
         """Attach the settings to a copy of the model."""
         own = Preset(keep_ratio, refresh_interval, warmup_steps, forecast, widen, held_steps, settle)
+        own.partition()  # what is no number is refused whichever preset is chosen
+        own.schedule()
         chosen = PRESETS.get(preset, own)
         partition = replace(chosen.partition(), painting=parse_painting(painted_tokens))
         schedule = replace(chosen.schedule(), cache=CacheMode(cache))

@@ -6,12 +6,16 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..safe_dit_engine.hosts.comfy_live import report_upstream
+from ..safe_dit_engine.hosts.comfy_live import report_upstream, sampled_upstream, whole_prompt
 from ..safe_dit_engine.pictures import sensitivity_mask, token_map
 
 NO_RUN = (
     "No SAFE-DiT run found before this node: connect its latent to the output of a sampler whose model passed through a SAFE-DiT node "
     "(and is not bypassed)."
+)
+RAN_WITHOUT = (
+    "No SAFE-DiT run found before this node: the sampler before it ran without SAFE-DiT; let its model pass through a SAFE-DiT node "
+    "(that is not bypassed)."
 )
 
 
@@ -46,7 +50,7 @@ class SafeDitReport(io.ComfyNode):
                 io.Image.Output(display_name="token map", tooltip="The map in colour; tokens held between refreshes are dimmed."),
                 io.String.Output(display_name="text", tooltip="The run in words."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
             is_output_node=True,
             not_idempotent=True,
         )
@@ -54,8 +58,11 @@ class SafeDitReport(io.ComfyNode):
     @classmethod
     def execute(cls, latent: dict[str, Any], picture: Any = None, dense: Any = None) -> io.NodeOutput:
         """Find the run before this node and show it."""
-        report = report_upstream(cls.hidden.prompt, str(cls.hidden.unique_id))
-        text = NO_RUN if report is None else report.text()
+        dynamic, node_id = cls.hidden.dynprompt, str(cls.hidden.unique_id)
+        prompt, parents = whole_prompt(dynamic), dynamic.ephemeral_parents
+        report = report_upstream(prompt, node_id, parents)
+        missing = RAN_WITHOUT if sampled_upstream(prompt, node_id, parents) else NO_RUN
+        text = missing if report is None else report.text()
         record = {} if report is None else report.record()
         samples = latent["samples"]
         mask = sensitivity_mask(report, samples.shape)

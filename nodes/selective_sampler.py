@@ -65,11 +65,17 @@ class SafeDitSelectiveSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float, end_percent: float, painted_tokens: str = "") -> bool | str:
-        """The start may not lie after the end, and the text must be a painting."""
-        if start_percent > end_percent:
+    def validate_inputs(
+        cls, start_percent: float | None = None, end_percent: float | None = None, painted_tokens: str | None = None
+    ) -> bool | str:
+        """The start may not lie after the end, and the text must be a painting. What is linked is None here, and judged by `execute`."""
+        if start_percent is not None and end_percent is not None and start_percent > end_percent:
             return f"start_percent {start_percent} lies after end_percent {end_percent}; set it to {end_percent} or less."
-        return judged_painting(painted_tokens)
+        try:
+            ScheduleConfig(start_percent=start_percent or 0.0, end_percent=1.0 if end_percent is None else end_percent)
+        except ValueError as error:
+            return str(error)
+        return judged_painting(painted_tokens or "")
 
     @classmethod
     def execute(

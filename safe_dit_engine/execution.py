@@ -40,13 +40,14 @@ class CallPlan:
     """What one call does.
 
     `partition` set: selective. `capture`: remember what selective calls need, of the context of `known` alone where that is set.
-    `evidence_of`: branch positions to look at.
+    `evidence_of`: branch positions to look at. `extra`: an evaluation of a guidance node beside that of the sampler; it is not counted.
     """
 
     partition: Partition | None = None
     capture: bool = False
     known: Partition | None = None
     evidence_of: tuple[int, ...] = ()
+    extra: bool = False
 
 
 class ModelCall:
@@ -150,7 +151,7 @@ class ModelCall:
             self._division.image_rows = self._length if group.layout is Layout.IMAGE else self._backbone.padded(self._module, self._tokens)
         misfit = self._first_misfit(group, arguments)
         if misfit is not None:
-            self.misfit, self.plan, self._watched = misfit, CallPlan(), frozenset()
+            self.misfit, self.plan, self._watched = misfit, CallPlan(extra=self.plan.extra), frozenset()
 
     def _first_misfit(self, group: BlockGroup, arguments: Arguments) -> str | None:
         """What makes this sequence another one than the backbone describes. Asked before any row was left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,8 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         for name in ("context_scale", "sensitive_scale"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; a guidance scale is 0 or more.")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; a guidance scale is a number, 0 or more.")
 
 
 def scale_map(config: GuidanceConfig, sensitivity: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class PartitionConfig:
             raise ValueError(f"`keep_ratio` is {self.keep_ratio}; give a number from {MIN_KEEP_RATIO} to 1.0 (dense).")
         if self.warmup_steps < 1:
             raise ValueError(f"`warmup_steps` is {self.warmup_steps}; the partition needs at least 1 dense step to look at.")
-        if self.smoothing < 0.0:
+        if not 0.0 <= self.smoothing < math.inf:
             raise ValueError(f"`smoothing` is {self.smoothing}; give 0 (off) or a positive number of tokens.")
 
 

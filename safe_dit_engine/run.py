@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ log = logging.getLogger("safe_dit")
 
 # The last warm-up steps know the picture best; looking at more costs time and adds little.
 EVIDENCE_STEPS = 2
+
+# After another prompt came in force, on the demo model with one, two and three steps in full (mean of 15 pictures): 25, 27 and 31 dB.
+STEPS_AFTER_CHANGE = 3
 
 UNCOMPILED = "Without torch.compile, which cannot leave out a part of the tokens; presets that leave out whole steps keep it."
 
@@ -117,12 +121,19 @@ class Run:
         self.plan = plan_steps(self.progress, warmup, schedule, self.report.window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
+        self._holds = StepKind.HELD in self.plan
         self._backbone = self._fit(module, latent_shape, backbones)
+        # Of selective steps alone: steps that compute nothing do not depend on them.
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
         self._interval = schedule.refresh_interval
-        self._forecaster = Forecaster(schedule.forecast if sampler.forecast else 0.0, schedule.settle and sampler.corrector)
+        forecast, corrects = schedule.forecast if sampler.forecast else 0.0, schedule.settle and sampler.corrector
+        self._new_forecaster = partial(Forecaster, forecast, corrects)
+        self._forecaster = self._new_forecaster()
+        self._active: Hashable = None
+        self._unsettled = 0
+        self._renewed: set[Hashable] = set()
         self._evidence_fits = True
         self._nan: Tensor | None = None
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
@@ -139,8 +150,7 @@ class Run:
         if not wanted:
             return None
         if len(latent_shape) not in (4, 5):
-            expected = "[images, channels, height, width], or for videos [images, channels, frames, height, width], is expected"
-            self._runs_without(f"The latent has {len(latent_shape)} dimensions where {expected}")
+            self._runs_without("The latent is neither a picture nor a video (it is sound, or several latents packed into one)")
             return None
         fit = find_backbone(module, backbones)
         if fit.backbone is None:
@@ -153,7 +163,9 @@ class Run:
         return fit.backbone
 
     def _runs_without(self, reason: str) -> None:
-        if self._selects or self.config.schedule is None:
+        if self._selects and self._holds:
+            self.note(f"{reason}; its selective steps run in full.", NoteLevel.WARNING)
+        elif self._selects or self.config.schedule is None:
             self.note(f"{reason}; it runs dense.", NoteLevel.WARNING)
         elif self.config.guidance is not None:
             self.note(f"{reason}; there is no map of its tokens, so guidance is not weighted by it.", NoteLevel.WARNING)
@@ -162,6 +174,9 @@ class Run:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
         if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
             self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full)}.")
+
+    def _runs_full(self, reason: str) -> None:
+        self.note(f"{'Selective steps run in full' if self._holds else 'Dense'}, because {reason}.", NoteLevel.WARNING)
 
     def _judge_painting(self) -> None:
         painting = self._partitioning.painting
@@ -206,30 +221,46 @@ class Run:
         self._selected: Partition | None = None
         # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
         self._blocked, self._obstructed = self._obstructed, False
-        self._executed_dense = self._skipped = False
+        self._executed_dense = self._skipped = self._settling = False
         self._ran_full = self._ran_selective = False
-        self._seen: set[tuple[Hashable, int]] = set()
+        self._passes: Counter[Hashable] = Counter()
+        self._capturing = False
         self._in_batch: Counter[tuple[Hashable, int]] = Counter()
         self._looked_at: frozenset[int] = frozenset()
         self._stopwatch = Stopwatch(device)
 
-    def begin_evaluation(self, sigma: float, device: torch.device | None = None) -> None:
-        """A model evaluation at noise level `sigma` begins; `device`: of its latent, None where nothing is queued."""
+    def begin_evaluation(self, sigma: float, active: Hashable = None, device: torch.device | None = None) -> None:
+        """A model evaluation at noise level `sigma` begins.
+
+        `active`: stands for the conditionings in force at that level. `device`: of its latent, None where nothing is queued.
+        """
         before, self._sigma = self.step, sigma
         self._begin_step(self._clock.at(sigma), device)
+        self._follow_conditionings(active)
         if self.step - before not in (0, 1):  # what became of the steps in between is not known here
             self._forecaster.lose_count()
         if self._backbone is not None and (self.kind is not StepKind.WARMUP or self.step == self._map_from):
             self._make_map()
 
+    def _follow_conditionings(self, active: Hashable) -> None:
+        """Predictions under other conditionings tell nothing of the coming ones, and right after a change these move fast."""
+        self._active, before = active, self._active
+        if self._forecaster.ready and active != before:
+            self._forecaster = self._new_forecaster()
+            self._unsettled = STEPS_AFTER_CHANGE
+        self._settling, self._unsettled = self._unsettled > 0, max(self._unsettled - 1, 0)
+        self._blocked |= self._settling
+        if self._settling and not self.kind.dense:
+            self.note(f"The conditionings change during the run; the {STEPS_AFTER_CHANGE} steps from there run in full.")
+
     def held(self) -> Tensor | None:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
-        ready = self._may_skip and not self._blocked and self._forecaster.ready
+        ready = self._may_skip and self._forecaster.ready and not self._settling
         if self.kind is not StepKind.HELD or not ready or not self._near_enough:
             return None
         self._rows[1] = self._dense_rows
         self._skipped, self._answered = True, self.step
-        return self._forecaster.skipped(self._sigma, self._weight, trust(self._gap(1)))
+        return self._forecaster.skipped(self._sigma, self._weight, self._trust(1))
 
     @property
     def _near_enough(self) -> bool:
@@ -239,9 +270,9 @@ class Run:
             return False
         return self._clock.on_level or self._answered == self.step
 
-    def _gap(self, ahead: int) -> float:
-        """Progress from the last full step to this one, or to so many steps `ahead`."""
-        return self.progress[self.step + ahead] - self.progress[self._last_full or 0]
+    def _trust(self, ahead: int) -> float:
+        """How far to believe the line from the last full step to this one, or to so many steps `ahead`."""
+        return trust(self.progress, self._last_full or 0, self.step + ahead)
 
     @property
     def _weight(self) -> float:
@@ -249,7 +280,7 @@ class Run:
 
     def begin_batch(self, conditional: frozenset[int]) -> None:
         """A batch of conditionings begins; `conditional`: indices of those that carry the prompt (not the negative)."""
-        self._seen.update(self._in_batch)
+        self._passes.update({identity for identity, _ in self._in_batch})
         self._in_batch.clear()
         self._looked_at = conditional
 
@@ -257,7 +288,7 @@ class Run:
         """A batch of conditionings ended with these denoised predictions."""
         if cond is None or uncond is None or not (self._is_whole(cond) and self._is_whole(uncond)):
             return
-        if self._collecting and not self._seen:
+        if self._collecting and not self._passes:
             self._evidence.add_guidance(guidance_strength(cond, uncond, self._grid))
 
     def must_repeat(self) -> bool:
@@ -282,29 +313,30 @@ class Run:
         self._nan = prediction.isnan().any() if self._nan is None else self._nan | prediction.isnan().any()
         if self._ran_full and self._ran_selective:  # the host could not run it again
             self._skipped = True
-            return self._forecaster.skipped(self._sigma, self._weight)
-        if not self._may_skip or (self._backbone is None and self._selects):
+            return self._forecaster.skipped(self._sigma, self._weight, self._trust(1))
+        if not self._may_skip:
             return prediction
         partition = self._selected
         if self._policy is not None and self.selects:
             self._policy.observe((x - prediction) / self._sigma, None if partition is None else partition.sensitive, self._grid)
         if partition is None or self._backbone is None:
-            believed = trust(self._gap(0))
+            believed = self._trust(0)
             self._last_full = self.step
             return self._forecaster.refreshed(prediction, self._sigma, self._weight, believed)
         fresh = partition.pixels(self._backbone.edge(self._module), tuple(prediction.shape[2:])).to(prediction.device)
-        return self._forecaster.selected(prediction, self._sigma, self._weight, fresh, trust(self._gap(1)))
+        return self._forecaster.selected(prediction, self._sigma, self._weight, fresh, self._trust(1))
 
     def end_evaluation(self) -> StepRecord:
         """The evaluation ended; returns what it was."""
         kind = self.kind
         if not kind.dense and not self._skipped and (self._executed_dense or self._rows[1] == 0):
             kind = StepKind.ANCHOR
+        self._obstructed |= self._selected is not None and self._executed_dense
         self._dense_rows = max(self._dense_rows, self._rows[1])
         record = StepRecord(self.step, kind, self._rows[0], self._rows[1], self._stopwatch.stop())
         self.report.evaluations.append(record)
         self.report.cache_bytes = max(self.report.cache_bytes, self.cache.bytes + self.key_values.bytes)
-        if self._backbone is not None and self._memory.predicted is None and self._may_skip and self._selects:
+        if self._backbone is not None and self._memory.predicted is None and self.selects:
             self._plan_memory()
         return record
 
@@ -325,6 +357,10 @@ class Run:
             self._module = module
             self._forget()
 
+    def runs(self, module: nn.Module) -> bool:
+        """Whether calls of `module` are of this run's model; where no model is known, it makes no difference."""
+        return self._backbone is None or module is self._module
+
     def begin_call(self, branches: Sequence[BranchCall], x: Tensor, obstacle: Obstacle | None) -> ModelCall | None:
         """What a model call on `x` `[len(branches) * images, C, H, W]` should do; None: run it as if the pack were not there."""
         self.ledger.begin_call()
@@ -332,31 +368,68 @@ class Run:
             return None
         self._device = x.device
         keys = tuple(self._branch_key(branch, x) for branch in branches)
-        auxiliary = any((branch.identity, branch.index) in self._seen for branch in branches)
+        extra = self.repeats(branches)
         obstacle = obstacle or self._shape_obstacle(branches, x)
         if obstacle is not None and self._selects:
-            self._obstructed = True
-            self.note(f"Dense, because {obstacle.reason}.", NoteLevel.WARNING)
-        if auxiliary or (obstacle is not None and not obstacle.readable):
+            self._tell_obstacle(obstacle, extra)
+        plan = self._plan_of(branches, keys, obstacle, extra)
+        if not extra and (plan is None or plan.partition is None):
             self._executed_dense = True
-            self._runs_full(auxiliary)
+            if obstacle is not None and not obstacle.readable:
+                self._mark_full()
+        if plan is None or (not self._selects and not plan.evidence_of):  # else nobody reads what hooks would tell
             return None
-        plan = self._call_plan(branches, keys) if obstacle is None else CallPlan(evidence_of=self._to_look_at(branches))
-        self._executed_dense |= plan.partition is None
-        if not self._selects and not plan.evidence_of:  # nobody reads what hooks would tell
-            return None
+        if plan.capture:
+            self._remember(keys)
         tokens = self._grid[0] * self._grid[1]
         return ModelCall(self._module, self._backbone, plan, keys, tokens, self.cache, self.key_values, self._evidence)
 
-    def _runs_full(self, auxiliary: bool = False) -> None:
+    def _mark_full(self) -> None:
         """A call computes all rows: so must the others of this evaluation, but those that stand beside it (of another node)."""
-        self._ran_full |= not auxiliary
-        self._blocked |= not auxiliary
+        self._ran_full = self._blocked = True
+
+    def repeats(self, branches: Sequence[BranchCall]) -> bool:
+        """Whether this evaluation has seen one of these conditionings before: a guidance node evaluates the model once more."""
+        return any(self._passes[branch.identity] > 0 for branch in branches)
+
+    def _tell_obstacle(self, obstacle: Obstacle, extra: bool) -> None:
+        if not extra:
+            self._runs_full(obstacle.reason)
+        elif not self._obstructed:
+            self.note(f"Steps in which a guidance node evaluates the model once more run in full, because {obstacle.reason}.")
+        self._obstructed = True
+
+    def _plan_of(
+        self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...], obstacle: Obstacle | None, extra: bool
+    ) -> CallPlan | None:
+        if obstacle is not None:
+            return CallPlan(evidence_of=self._to_look_at(branches)) if obstacle.readable and not extra else None
+        return self._extra_plan(keys) if extra else self._call_plan(branches, keys)
+
+    def _extra_plan(self, keys: tuple[Hashable, ...]) -> CallPlan | None:
+        """Guidance subtracts one evaluation from another, so an extra one computes what the others of its step do; None: all of it."""
+        if self._selected is None:
+            return CallPlan(capture=True, known=self._known, extra=True) if self._must_capture else None
+        if self._remembered(keys):
+            return CallPlan(partition=self._selected, extra=True)
+        self._obstructed = True
+        return None
+
+    def _remember(self, keys: tuple[Hashable, ...]) -> None:
+        if not self._capturing:
+            self._renewed.clear()
+        self._capturing = True
+        self._renewed.update(keys)
+
+    def _remembered(self, keys: tuple[Hashable, ...]) -> bool:
+        """Whether the last refresh renewed all of these: what one left out is older than the rest."""
+        return self._renewed.issuperset(keys) and self.cache.has(HEAD, keys)
 
     def _branch_key(self, branch: BranchCall, x: Tensor) -> Hashable:
         pair = (branch.identity, branch.index)
         self._in_batch[pair] += 1
-        return (id(self._module), *pair, self._in_batch[pair], tuple(x.shape[1:]), x.dtype, x.device)
+        which = (self._passes[branch.identity], self._in_batch[pair])
+        return (id(self._module), *pair, *which, tuple(x.shape[1:]), x.dtype, x.device)
 
     def _shape_obstacle(self, branches: Sequence[BranchCall], x: Tensor) -> Obstacle | None:
         if tuple(x.shape[2:]) != self._spatial:
@@ -391,19 +464,25 @@ class Run:
 
     def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
         partition = self.report.partition
-        ready = self._may_skip and not self._blocked and self.kind is StepKind.SELECTIVE
-        if ready and partition is not None and self.cache.has(HEAD, keys):
+        ready = self._selective_allowed and not self._blocked and self.kind is StepKind.SELECTIVE
+        if ready and partition is None and self._policy is None:
+            self._runs_full("the warm-up steps, which show where the prompt acts, did not run as planned")
+        if ready and partition is not None and self._remembered(keys):
             return CallPlan(partition=partition)
         self._blocked |= ready  # a conditioning that is new runs in full, and those beside it with it
-        known = None if self._partitioning.signal.moves or self.key_values.storage.whole else partition
-        return CallPlan(capture=self._must_capture, known=known, evidence_of=self._to_look_at(branches))
+        return CallPlan(capture=self._must_capture, known=self._known, evidence_of=self._to_look_at(branches))
+
+    @property
+    def _known(self) -> Partition | None:
+        """Tokens that need not be remembered, because they are fresh in every selective step to come."""
+        return None if self._partitioning.signal.moves or self.key_values.storage.whole else self.report.partition
 
     def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
         return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
 
     @property
     def _may_skip(self) -> bool:
-        return self._selective_allowed and any(not kind.dense for kind in self.plan)
+        return self._partitioning.keep_ratio < 1.0 and any(not kind.dense for kind in self.plan)
 
     @property
     def _must_capture(self) -> bool:
@@ -427,26 +506,30 @@ class Run:
 
     def end_call(self, call: ModelCall) -> None:
         """A call ran."""
-        if self._selects:  # else rows are seen in a few calls only
+        if self._selects and not call.plan.extra:  # without selective steps rows are seen in a few calls only
             self._rows[0] += call.rows_active
             self._rows[1] += call.rows_total
-        self._executed_dense |= call.plan.partition is None
+        self._executed_dense |= not call.plan.extra and call.plan.partition is None
         if call.executed and call.plan.partition is None:
             self._memory.add(call.sizes)
         reason = self._unfit(call)
         if reason is not None and self._selects:
             self._give_up(reason)
-        if call.executed and call.plan.partition is not None:
-            self._selected, self._ran_selective = call.plan.partition, True
-        elif call.executed:
-            self._runs_full()
+        if call.executed and not call.plan.extra:
+            self._ran(call.plan.partition)
         if not call.executed and call.plan.capture:  # an outer cache answered instead of the model
             self.cache.drop(call.branches)
+
+    def _ran(self, partition: Partition | None) -> None:
+        if partition is None:
+            self._mark_full()
+        else:
+            self._selected, self._ran_selective = partition, True
 
     def _give_up(self, reason: str) -> None:
         self._selective_allowed = False
         self._forget()
-        self.note(f"Dense, because {reason}.", NoteLevel.WARNING)
+        self._runs_full(reason)
 
     def _forget(self) -> None:
         self.cache.clear()
@@ -469,7 +552,7 @@ class Run:
             self.note("Memory ran out while the map of the tokens was made, so there is none.", NoteLevel.WARNING)
         self._evidence, self._evidence_fits = Evidence(), False
         self._executed_dense = True
-        self._runs_full()
+        self._mark_full()
         return True
 
     def _unfit(self, call: ModelCall) -> str | None:
@@ -494,7 +577,22 @@ class Run:
         sensitivity = sensitivity.nan_to_num(0.0)
         partition = select_rows(sensitivity, config.keep_ratio, forced, barred)
         self.report.divide(sensitivity, partition)
-        self._selective_allowed &= not partition.full
+        if partition.full:
+            self._leave_nothing_out(forced is not None and bool(forced.all()))
+
+    def _leave_nothing_out(self, all_forced: bool) -> None:
+        if not self.selects:
+            return
+        self._selective_allowed = False
+        if self._grid[0] * self._grid[1] == 1:
+            reason = "the picture is a single token"
+        elif all_forced and self._partitioning.painting is not None:
+            reason = "every token is painted as sensitive"
+        elif all_forced:
+            reason = "the mask covers every token"
+        else:
+            reason = f"the keep ratio leaves none of {self._grid[0] * self._grid[1]} tokens out"
+        self._runs_full(reason)
 
     def _make_map(self) -> None:
         if self._policy is not None:

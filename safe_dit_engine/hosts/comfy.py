@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ from ..partition import PartitionConfig
 from ..run import FROZEN, UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig, leaves_graphs
 from ..steps.levels import progress_of
 from ..steps.plan import ScheduleConfig, window_of_sigmas
-from ..steps.samplers import Sampler, find_sampler
+from ..steps.samplers import find_sampler
+from .comfy_conds import active_at
 from .comfy_live import LiveRun
 
 log = logging.getLogger("safe_dit")
@@ -99,12 +101,37 @@ class SelectiveSampler:
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Sample with the wrapped sampler; says so when the model was not prepared for selective updates."""
-        if RUN not in extra_args["model_options"].get("transformer_options", {}):
+        with self._scheduled(sigmas, extra_args):
+            return self.sampler.sample(model_wrap, sigmas, extra_args, *args, **kwargs)
+
+    @property
+    def sampler_function(self) -> Callable[..., Any]:
+        """The wrapped sampler's function: samplers of other packs call it, and never `sample`."""
+        function = self.sampler.sampler_function
+
+        @wraps(function)
+        def scheduled(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+            with self._scheduled(sigmas, kwargs.get("extra_args") or {}):
+                return function(model, x, sigmas, *args, **kwargs)
+
+        return scheduled
+
+    @contextmanager
+    def _scheduled(self, sigmas: Tensor, extra_args: dict[str, Any]) -> Iterator[None]:
+        """The run follows this schedule from here on, whatever else wraps this sampler, and nothing is left out after it."""
+        live = extra_args.get("model_options", {}).get("transformer_options", {}).get(RUN)
+        if live is None:
             log.warning(
                 "SAFE-DiT: the Selective Update Sampler got a model without a Prompt Token Partitioner, so every step is dense; "
                 "put a Prompt Token Partitioner between the model loader and the guider."
             )
-        return self.sampler.sample(model_wrap, sigmas, extra_args, *args, **kwargs)
+            yield
+            return
+        live.follow(self, sigmas.tolist())
+        try:
+            yield
+        finally:
+            live.over = True
 
 
 def default_sampler() -> Any:
@@ -122,11 +149,12 @@ def outer_sample(executor: Executor, noise: Tensor, latent: Tensor, sampler: Any
     guider = executor.class_obj  # type: ignore[attr-defined]
     original = guider.model_options
     options = _clone_options(original)
-    run = _start_run(guider, options, latent, sampler, sigmas)
-    live = LiveRun(run)
+    start = partial(_start_run, guider, options["transformer_options"][CONFIG], tuple(latent.shape), _function_name(sampler))
+    live = LiveRun(start(sampler if isinstance(sampler, SelectiveSampler) else None, sigmas.tolist()))
+    live.start, live.followed = start, sampler
     options["transformer_options"][RUN] = live
-    if run.config.guidance is not None:
-        options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), _reweight_with(run)]
+    if live.run.config.guidance is not None:
+        options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), _reweight_with(live)]
     guider.model_options = options
     try:
         return executor(noise, latent, sampler, sigmas, *args, **kwargs)
@@ -142,25 +170,37 @@ def _clone_options(model_options: dict[str, Any]) -> dict[str, Any]:
     return clone
 
 
-def _start_run(guider: Any, options: dict[str, Any], latent: Tensor, sampler: Any, sigmas: Tensor) -> Run:
-    config: SafeConfig = options["transformer_options"][CONFIG]
-    if isinstance(sampler, SelectiveSampler):
+def _function_name(sampler: Any) -> str | None:
+    """Name of a sampler's function; None where it has none."""
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", None)
+
+
+def _start_run(
+    guider: Any, config: SafeConfig, latent: tuple[int, ...], name: str | None, sampler: SelectiveSampler | None, levels: list[float]
+) -> Run:
+    """A run over these noise levels with the sampler function `name`, by the schedule of `sampler`, where there is one."""
+    name = name if sampler is None else _function_name(sampler.sampler)
+    schedule = config.schedule
+    if sampler is not None:
         config = replace(config, schedule=sampler.schedule)
         if sampler.painting is not None:
             config = replace(config, partition=replace(config.partition or PartitionConfig(), painting=sampler.painting))
-    base_model = guider.model_patcher.model
-    levels = sigmas.tolist()
-    sampling = guider.model_patcher.get_model_object("model_sampling")
-    return Run(
+    patcher = guider.model_patcher
+    # Asked of the patcher: its patches are applied to the model only later.
+    sampling = patcher.get_model_object("model_sampling")
+    run = Run(
         config,
-        base_model.diffusion_model,
+        patcher.get_model_object("diffusion_model"),
         levels,
-        tuple(latent.shape),
+        latent,
         _window(config.schedule, sampling, levels),
-        _memory_of(base_model),
+        _memory_of(patcher.model),
         progress=[_progress(sampling, level) for level in levels],
-        sampler=_sampler_row(sampler),
+        sampler=find_sampler(name),
     )
+    if sampler is not None and schedule is not None:
+        run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
+    return run
 
 
 def _progress(sampling: Any, sigma: float) -> float:
@@ -168,11 +208,6 @@ def _progress(sampling: Any, sigma: float) -> float:
     level, zero, one = torch.full((1, 1, 1, 1), sigma), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     signal, noise = sampling.noise_scaling(level, zero, one), sampling.noise_scaling(level, one, zero)
     return progress_of(float(signal), float(noise))
-
-
-def _sampler_row(sampler: Any) -> Sampler:
-    inner = sampler.sampler if isinstance(sampler, SelectiveSampler) else sampler
-    return find_sampler(getattr(getattr(inner, "sampler_function", None), "__name__", None))
 
 
 def _memory_of(base_model: Any) -> Memory:
@@ -188,16 +223,17 @@ def _memory_of(base_model: Any) -> Memory:
     return Memory(management.get_free_memory, make_room)
 
 
-def _window(schedule: ScheduleConfig | None, sampling: Any, levels: list[float]) -> tuple[int, int]:
+def _window(schedule: ScheduleConfig | None, model_sampling: Any, levels: list[float]) -> tuple[int, int]:
     if schedule is None:
         return (0, len(levels) - 1)
-    to_sigma = sampling.percent_to_sigma
+    to_sigma = model_sampling.percent_to_sigma
     return window_of_sigmas(levels, float(to_sigma(schedule.start_percent)), float(to_sigma(schedule.end_percent)))
 
 
-def _reweight_with(run: Run) -> Callable[[dict[str, Any]], Tensor]:
+def _reweight_with(live: LiveRun) -> Callable[[dict[str, Any]], Tensor]:
     def post_cfg(args: dict[str, Any]) -> Tensor:
         guided: Tensor = args["denoised"]
+        run = live.run
         if args["uncond"] is None or args["cond_scale"] == 1.0:
             run.note("Sensitivity-Weighted CFG has nothing to weight: at CFG 1 there is no unconditional prediction.")
             return guided
@@ -214,8 +250,9 @@ def predict_noise(executor: Executor, x: Tensor, timestep: Tensor, model_options
     live = _live(executor.class_obj.model_options)  # type: ignore[attr-defined]
     if live is None:
         return executor(x, timestep, model_options, *args, **kwargs)
-    live.roles = _roles(executor.class_obj)  # type: ignore[attr-defined]
-    live.run.begin_evaluation(float(timestep.flatten()[0]), x.device)
+    guider, sigma = executor.class_obj, float(timestep.flatten()[0])  # type: ignore[attr-defined]
+    live.roles = _roles(guider)
+    live.run.begin_evaluation(sigma, active_at(guider.conds, sigma), x.device)
     prediction = live.run.held()
     if prediction is None:
         prediction = live.run.computed(executor(x, timestep, model_options, *args, **kwargs), x)
@@ -260,14 +297,15 @@ def apply_model(
 ) -> Any:
     """One call of the model."""
     options = transformer_options if transformer_options is not None else {}
-    live = options.get(RUN)
-    if live is None or "uuids" not in options:
+    live = _live({"transformer_options": options})
+    if live is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     run: Run = live.run
-    # Another pack may have edited one of the lists: then the latents are not as many as expected, and the call runs in full.
-    branches = [BranchCall(*pair) for pair in zip(options["uuids"], options["cond_or_uncond"])]
-    call = run.begin_call(branches, x, _obstacle(run, control, options, kwargs))
-    composition = tuple(options["uuids"])
+    branches = _branches(options)
+    module = executor.class_obj.diffusion_model  # type: ignore[attr-defined]
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper is not the model
+    call = run.begin_call(branches, x, _whose_call(live, branches, module, options) or _obstacle(run, module, control, options, kwargs))
+    composition = tuple(options.get("uuids", ()))
     if call is None and (run.ledger.mode is MaskMode.OFF or composition in live.unmasked):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     given, options = options, _with_override(run, call, options)
@@ -299,6 +337,25 @@ def _is_out_of_memory(error: Exception) -> bool:
 
     found: bool = management.is_oom(error)
     return found
+
+
+def _branches(options: dict[str, Any]) -> list[BranchCall]:
+    """The conditionings of a model call; empty where their lists do not belong together any more."""
+    identities, indices = options.get("uuids", ()), options.get("cond_or_uncond", ())
+    return [BranchCall(*pair) for pair in zip(identities, indices)] if len(identities) == len(indices) else []
+
+
+def _whose_call(live: LiveRun, branches: list[BranchCall], module: Any, options: dict[str, Any]) -> Obstacle | None:
+    """Why a call is none that the run knows from its other steps; None if it is one."""
+    if not branches:
+        return Obstacle("another node changed the list of conditionings of a model call")
+    if not live.run.runs(module):
+        return Obstacle("the guider runs a second model")
+    if not live.run.repeats(branches):
+        live.attention = options.get(OVERRIDE)
+    elif options.get(OVERRIDE) is not live.attention:
+        return Obstacle("it changes the model's attention")
+    return None
 
 
 def _call(
@@ -372,12 +429,12 @@ def _compiled(options: dict[str, Any]) -> bool:
 
 def _live(model_options: dict[str, Any]) -> LiveRun | None:
     live: LiveRun | None = model_options.get("transformer_options", {}).get(RUN)
-    return live
+    return None if live is None or live.over else live
 
 
-def _obstacle(run: Run, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
+def _obstacle(run: Run, module: Any, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
     """Why this call must run at full length; None if it need not."""
-    found = _in_the_way(run, control, options, arguments)
+    found = _in_the_way(run, module, control, options, arguments)
     if not _compiled(options):
         return found
     # Hooks cannot reach into a compiled graph: calls with hooks do without it, so there are none where nothing is left out.
@@ -386,7 +443,7 @@ def _obstacle(run: Run, control: Any, options: dict[str, Any], arguments: dict[s
     return None if run.selects and leaves_graphs() else Obstacle(FROZEN)
 
 
-def _in_the_way(run: Run, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
+def _in_the_way(run: Run, module: Any, control: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Obstacle | None:
     if options.get("context_window") is not None:
         return Obstacle("context windows slide over the latent")
     if "multigpu_thread_device" in options:
@@ -396,10 +453,16 @@ def _in_the_way(run: Run, control: Any, options: dict[str, Any], arguments: dict
         return refusal
     if control is not None and not run.follows(control):
         return Obstacle(CONTROLNET, readable=True)
-    if options.get("patches_replace", {}).get("dit"):
+    if options.get("patches_replace", {}).get("dit") and _lets_blocks_be_replaced(module):
         return Obstacle("another node replaces blocks of the model", readable=True)
     patches = options.get("patches", {})
     found = sorted(FULL_LENGTH_PATCHES.intersection(name for name, functions in patches.items() if functions))
     if found:
         return Obstacle(f"a model patch (`{found[0]}`) works on the image at full length", readable=True)
     return None
+
+
+def _lets_blocks_be_replaced(module: Any) -> bool:
+    """Whether a model looks for replacements of its blocks at all: some families never do, so there is nothing to be careful of."""
+    functions = (function for kind in type(module).__mro__ for function in vars(kind).values())
+    return any("patches_replace" in code.co_consts for function in functions if (code := getattr(function, "__code__", None)) is not None)

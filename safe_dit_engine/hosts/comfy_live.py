@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,22 +59,45 @@ class LiveRun:
     """A run with the ids under which the frontend knows it."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
         self.roles: dict[int, str] = {}
         # Conditionings of calls that were seen to attend without masks: there is nothing to judge in them.
         self.unmasked: set[tuple[Any, ...]] = set()
-        prompt_id, sampler_id = _executing()
-        prompt, workflow_id = _running(prompt_id)
-        self._key = None if sampler_id is None else run_key(prompt, sampler_id)
-        self._mask_nodes = [] if sampler_id is None else _of_class(prompt, sampler_id, MASK_NODE)
-        if sampler_id is not None:
-            ids = {"workflow": workflow_id, "node": _addressee(prompt, sampler_id), "prompt_id": prompt_id}
-            run.report.ids = {**ids, "sampler": sampler_id, "show": _shown_on(prompt, sampler_id)}
-        run.read_prompt(_prompt_with(prompt, sampler_id, run.config))
+        self.attention: object = None  # the attention override of the first evaluation of a step
+        self.over = False  # the sampler that has the schedule is done; what samples on runs as if the pack were not there
+        self.start: Callable[[Any, list[float]], Run] | None = None  # makes the run anew: by a sampler's schedule, over noise levels
+        self.followed: object = None  # the sampler whose schedule the run has
+        prompt_id, self._sampler = _executing()
+        self._prompt, workflow_id = _running(prompt_id)
+        self._key = None if self._sampler is None else run_key(self._prompt, self._sampler)
+        self._mask_nodes = [] if self._sampler is None else [shown_as(found) for found in _of_class(self._prompt, self._sampler, MASK_NODE)]
+        self._ids: dict[str, Any] = {}
+        if self._sampler is not None:
+            ids = {"workflow": workflow_id, "node": shown_as(_addressee(self._prompt, self._sampler)), "prompt_id": prompt_id}
+            self._ids = {**ids, "sampler": shown_as(self._sampler), "show": _shown_on(self._prompt, self._sampler)}
+        self._told: set[str] = set()
+        self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        self.run = run
+        run.report.ids = self._ids
+        run.read_prompt(_prompt_with(self._prompt, self._sampler, run.config))
         self._sent_map: str | None = None
         self._sent_at = 0.0
         self._unsent: StepRecord | None = None
-        self._told: set[str] = set()
+
+    def follow(self, sampler: Any, levels: list[float]) -> None:
+        """From here on the run has the schedule of `sampler`, which samples over these noise levels."""
+        self.over = False
+        planned = list(self.run.sigmas)
+        inside = any(planned[first : first + len(levels)] == levels for first in range(len(planned)))
+        if self.start is None or (sampler is self.followed and inside):
+            return
+        before = self.run.close()
+        if before.evaluations:
+            log.info(before.log_line())
+        self.followed = sampler
+        # A sampler that is called step by step still has one run.
+        self._begin(self.start(sampler, planned if inside and levels[0] == planned[0] else levels))
 
     def step(self, record: StepRecord, last: bool = False) -> None:
         """Tell the frontend of one evaluation. It hears of the last of a run, and of held ones, however fast they come."""
@@ -129,23 +153,61 @@ class LiveRun:
                 _reports.popitem(last=False)
 
 
-def report_upstream(prompt: dict[str, Any], node_id: str) -> RunReport | None:
-    """Report of the nearest node before `node_id` in the prompt that sampled with the pack."""
-    keys = (run_key(prompt, found) for found in upstream(prompt, node_id))
-    return next((_reports[key] for key in keys if key in _reports), None)
+def report_upstream(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str] | None = None) -> RunReport | None:
+    """Report of the nearest sampler before `node_id` in the prompt; None where there is none, or it ran without the pack.
+
+    `parents`: of the nodes that were made while the prompt ran, the node that made each, in the order in which they were made.
+    """
+    sampled = _sampled(prompt, node_id, parents or {})
+    return None if sampled is None else _reports.get(run_key(prompt, sampled))
+
+
+def sampled_upstream(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str] | None = None) -> bool:
+    """Whether there is a sampler before `node_id` at all."""
+    return _sampled(prompt, node_id, parents or {}) is not None
+
+
+def _sampled(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str]) -> str | None:
+    latent = prompt.get(node_id, {}).get("inputs", {}).get("latent")
+    before = [str(latent[0]), *upstream(prompt, str(latent[0]))] if _is_link(latent) else list(upstream(prompt, node_id))
+    for found in before:
+        # What a node made while it ran stands in its place, the last of it nearest.
+        made = [child for child in reversed(list(parents)) if _is_from(child, found, parents)]
+        for candidate in (*made, found):
+            if run_key(prompt, candidate) in _reports or _samples(prompt.get(candidate, {}).get("class_type")):
+                return candidate
+    return None
+
+
+def _is_from(child: str, node_id: str, parents: Mapping[str, str]) -> bool:
+    while child in parents:
+        child = parents[child]
+        if child == node_id:
+            return True
+    return False
+
+
+def _samples(class_type: str | None) -> bool:
+    """Whether nodes of this class sample: they take a guider, or a model and prompts, and give a latent."""
+    known = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+    if class_type not in known:
+        return False
+    inputs = known[class_type].INPUT_TYPES()
+    taken = {given[0] for kind in ("required", "optional") for given in inputs.get(kind, {}).values() if isinstance(given[0], str)}
+    return "LATENT" in known[class_type].RETURN_TYPES and ("GUIDER" in taken or {"MODEL", "CONDITIONING"} <= taken)
 
 
 def run_key(prompt: dict[str, Any], node_id: str) -> str:
     """What tells the runs of a node apart: the node with everything before it.
 
     The id alone would not do: a sampler whose SAFE-DiT node is bypassed keeps its id, and ids repeat from workflow to workflow. Outside a
-    server there is no prompt, only the id.
+    server there is no prompt, only the id. Nodes that are made while a prompt runs may be given objects, which are told apart as such.
     """
     if node_id not in prompt:
         return node_id
     made_of = {found: prompt[found] for found in (node_id, *upstream(prompt, node_id)) if found in prompt}
     content = {found: [node.get("class_type"), node.get("inputs")] for found, node in made_of.items()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=id).encode()).hexdigest()
 
 
 def upstream(prompt: dict[str, Any], node_id: str) -> Iterator[str]:
@@ -165,8 +227,6 @@ def _is_link(value: Any) -> bool:
 def running_server() -> Any:
     """ComfyUI's server; None outside one."""
     # `server` is only importable, and only has an instance, inside a running ComfyUI.
-    import sys
-
     module = sys.modules.get("server")
     return getattr(getattr(module, "PromptServer", None), "instance", None)
 
@@ -185,8 +245,24 @@ def _running(prompt_id: str | None) -> tuple[dict[str, Any], str | None]:
     for _number, running_id, prompt, extra, *_rest in running:
         if running_id == prompt_id:
             workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return prompt, workflow.get("id")
+            return whole_prompt(_dynamic_prompt()) or prompt, workflow.get("id")
     return {}, None
+
+
+def _dynamic_prompt() -> Any:
+    from comfy_execution.progress import get_progress_state
+
+    return get_progress_state().dynprompt
+
+
+def whole_prompt(dynamic: Any) -> dict[str, Any]:
+    """The nodes of a prompt with those that were made while it ran: loops and other nodes that expand."""
+    return {**dynamic.get_original_prompt(), **dynamic.ephemeral_prompt}
+
+
+def shown_as(node_id: str) -> str:
+    """The node that the frontend shows for one that was made while the prompt ran; every other one is itself."""
+    return str(_dynamic_prompt().get_display_node_id(node_id))
 
 
 def _prompt_with(prompt: dict[str, Any], sampler_id: str | None, config: SafeConfig) -> str | None:
@@ -207,7 +283,8 @@ def _shown_on(prompt: dict[str, Any], sampler_id: str) -> list[str]:
     """Nodes that draw this run: of each kind the nearest before the sampler, and reports fed by the sampler itself."""
     before = [found for kind in WIDGET_NODES for found in _of_class(prompt, sampler_id, kind)[:1]]
     reports = [found for found, node in prompt.items() if node.get("class_type") == REPORT_NODE]
-    return before + [found for found in reports if next(upstream(prompt, found), None) == sampler_id]
+    after = [found for found in reports if next(upstream(prompt, found), None) == sampler_id]
+    return list(dict.fromkeys(shown_as(found) for found in before + after))
 
 
 def _addressee(prompt: dict[str, Any], sampler_id: str) -> str:

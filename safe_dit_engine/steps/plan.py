@@ -79,7 +79,8 @@ def plan_steps(
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, less
     where they reach further than in a run of `REFERENCE_STEPS`, or until the window opens if that is later; its last step is the first
-    anchor. No cycle spans more than `reaches` allows. The last step, and any that the noise level does not fall into and out of, is an anchor.
+    anchor. No cycle spans more than `reaches` allows. An anchor are also the last step, and any into or out of which the noise level does
+    not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
@@ -96,20 +97,25 @@ def plan_steps(
     return tuple(kinds[:total])
 
 
-def reaches(progress: Sequence[float], full: int, step: int) -> bool:
-    """Whether a `step` may be left out after the `full` one: the noise level falls into and out of it, and the next is near enough.
+def widest_gap(progress: float) -> float:
+    """How far apart, in progress, two full steps may lie when the first is at `progress`.
 
-    Near enough is less at the start, where the picture is laid out: there a guided prediction overshoots what the next one would turn
-    back (docs/experiments.md, part 26).
+    Less at the start, where the picture is laid out: there a guided prediction overshoots what the next one would turn back
+    (docs/experiments.md, part 26).
     """
-    widest = min(0.25, 0.1 + progress[full] / 3)
-    return falls_through(progress, step) and progress[step + 1] - progress[full] <= widest + 1e-6
+    return min(0.25, 0.1 + progress / 3)
 
 
-def trust(gap: float) -> float:
-    """How far to believe the line through two predictions over a `gap` in progress: fully where steps are close, not at all over the
-    widest gaps, where it overshoots."""
-    return min(1.0, max(0.0, (0.2 - gap) / 0.05))
+def reaches(progress: Sequence[float], full: int, step: int) -> bool:
+    """Whether a `step` may be left out after the `full` one: the noise level falls into and out of it, and the next is near enough."""
+    return falls_through(progress, step) and progress[step + 1] - progress[full] <= widest_gap(progress[full]) + 1e-6
+
+
+def trust(progress: Sequence[float], full: int, end: int) -> float:
+    """How far to believe the line through two predictions from the `full` step to the level `end`: not at all over the widest gaps, where
+    it overshoots."""
+    share = (progress[end] - progress[full]) / widest_gap(progress[full])
+    return min(1.0, max(0.0, (0.9 - share) / 0.2))
 
 
 def why_full(progress: Sequence[float], sampler: str) -> str:

@@ -329,7 +329,8 @@ def test_skip_layer_guidance(comfy: Any) -> None:
     tiny.model = comfy.execute("SkipLayerGuidanceSD3", model=tiny.model, layers="1", scale=3.0, start_percent=0.0, end_percent=0.6)[0]
     assert torch.equal(tiny.sample(tiny.accelerated(keep=1.0)), tiny.sample(tiny.model))
     tiny.sample(tiny.accelerated())
-    assert tiny.report().notes == ["Dense, because another node replaces blocks of the model."]
+    reason = "another node replaces blocks of the model"
+    assert tiny.report().notes == [f"Steps in which a guidance node evaluates the model once more run in full, because {reason}."]
     kinds = [record.kind.value for record in tiny.report().evaluations]
     assert kinds.count("selective") == 2 and set(kinds[:5]) <= {"warmup", "anchor"}
 

@@ -244,7 +244,7 @@ def test_everything_painted_as_context_computes_one_token(server: ComfyServer) -
 
 def test_notes_are_sent_once_with_their_level(server: ComfyServer) -> None:
     """A painting of other proportions is a warning, one of the same only information."""
-    for painted, level in (("1x1:1s", "info"), ("2x1:1s", "warn")):
+    for painted, level in (("2x2:1s", "info"), ("2x1:1s", "warn")):
         result = server.run(accelerated(painted_tokens=painted, seed=13))
         notes = [data for kind, data in result.messages if kind == "safe_dit.note"]
         assert [(note["level"], note["v"], note["node"], note["prompt_id"]) for note in notes] == [(level, 1, "safe", result.prompt_id)]

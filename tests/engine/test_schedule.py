@@ -114,7 +114,8 @@ def test_progress_is_one_scale_for_all_models() -> None:
 
 
 def test_lines_are_believed_where_steps_are_close() -> None:
-    assert [trust(gap) for gap in (0.05, 0.15, 0.2, 0.3)] == [1.0, 1.0, 0.0, 0.0] and 0.0 < trust(0.17) < 1.0
+    found = [[trust(even_progress(steps), steps // 2, steps // 2 + after) for after in (1, 2, 3)] for steps in (20, 12, 8)]
+    assert found[0] == [1.0, 1.0, 1.0] and found[1][0] == 1.0 > found[1][1] > 0.0 == found[1][2] and found[2][1:] == [0.0, 0.0]
 
 
 def test_what_can_be_reached() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .around import AROUND
+
 
 class Dimmed:
     """An attention override with an effect that shows: it scales what attention gives, and remembers the masks it was given."""
@@ -113,5 +115,5 @@ class StandInLoader:
         return (model_patcher.CoreModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu")),)
 
 
-NODES = (StandInOverride, StandInPrompt, StandInClip, StandInLoader)
+NODES = (StandInOverride, StandInPrompt, StandInClip, StandInLoader, *AROUND)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
