@@ -90,6 +90,7 @@ class Run:
         self.report.ledger = self.ledger if config.masks is not MaskMode.OFF else None
         self._partitioning = config.partition or PartitionConfig()
         self._evidence = Evidence()
+        self._module = module
         self._images, self._spatial = latent_shape[0], latent_shape[2:]
         self._frames = latent_shape[2] if len(latent_shape) == 5 else 1
         self._started = time.perf_counter()
@@ -102,7 +103,7 @@ class Run:
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
-        self._forecaster = Forecaster(schedule.forecast, schedule.settle)
+        self._forecaster = self._new_forecaster()
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
         self._evaluated: set[int] = set()
         self._regular = True
@@ -124,7 +125,6 @@ class Run:
             self._runs_without(fit.reason)
             return None
         self.report.backbone = fit.backbone.name
-        self._module = module
         rows, columns = fit.backbone.grid(module, *self._spatial[-2:])
         self._grid = (self._frames * rows, columns)  # of a video, frame under frame
         return fit.backbone
@@ -184,10 +184,10 @@ class Run:
         self._looked_at: frozenset[int] = frozenset()
         self._evaluation_started = time.perf_counter()
 
-    def begin_evaluation(self, sigma: float) -> None:
-        """A model evaluation at noise level `sigma` begins."""
+    def begin_evaluation(self, sigma: float, step: int | None = None) -> None:
+        """A model evaluation at noise level `sigma` begins; `step`: where the host knows to which step it belongs."""
         self._sigma = sigma
-        self._begin_step(step_of_sigma(self.sigmas, sigma))
+        self._begin_step(step_of_sigma(self.sigmas, sigma) if step is None else step)
         # What a sampler that evaluates a step more than once, or between steps, makes of a prediction is not known here.
         self._regular &= self.step not in self._evaluated and abs(self.sigmas[self.step] - sigma) <= 1e-4 * sigma
         self._evaluated.add(self.step)
@@ -257,9 +257,16 @@ class Run:
 
     def use(self, module: nn.Module) -> None:
         """The calls to come are of this model, another of the same family: a pipeline may hand over to a second one on the way."""
-        if self._backbone is not None and module is not self._module:
-            self._module = module
-            self._forget()
+        if module is self._module:
+            return
+        self._module = module
+        self._forget()
+        # Nothing is held or followed from one model to another: the first evaluation of the new one is computed.
+        self._forecaster = self._new_forecaster()
+
+    def _new_forecaster(self) -> Forecaster:
+        schedule = self.config.schedule or ScheduleConfig(refresh_interval=1)
+        return Forecaster(schedule.forecast, schedule.settle)
 
     def begin_call(self, branches: Sequence[BranchCall], x: Tensor, obstacle: Obstacle | None) -> ModelCall | None:
         """What a model call on `x` `[len(branches) * images, C, H, W]` should do; None: run it as if the pack were not there."""
