@@ -27,7 +27,7 @@ from ..run import UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig
 from .diffusers_guidance import NEGATIVE, PROMPT, UNPAIRED, branch_pair, moved
 from .diffusers_latents import grid_of, latents_of, like
 from .diffusers_position import Position
-from .diffusers_schedulers import Prediction, has_corrector, prediction_of
+from .diffusers_schedulers import Prediction, known_of, prediction_of, suited
 from .diffusers_standing import Standing, made_once
 
 log = logging.getLogger("safe_dit")
@@ -39,12 +39,13 @@ PROMPT_FIRST = frozenset({"LuminaNextDiT2DModel", "ZImageTransformer2DModel"})
 # More calls of a transformer than any pipeline makes for one step.
 MAX_CALLS = 64
 # What a pipeline may tell `step`, so that it makes something else of a prediction than the table of schedulers says.
-OWN_LEVELS = ("per_token_timesteps", "s_churn", "pred_original_sample")
+OWN_WORDS = ("per_token_timesteps", "pred_original_sample")
 
 AGAIN = "The pipeline sampled more than once in this call; the report is about the last time."
 NOT_FINITE = "Some predictions of the model were not finite numbers; such pictures come out black or as noise."
+NOT_LEFT_OUT = "Dense, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
 NOT_STEPPED = "Dense, because the pipeline does not step its own scheduler."
-OWN_WORDS = "Dense, because the pipeline gives its scheduler noise levels or predictions of its own."
+NOT_READ = "Dense, because the pipeline gives its scheduler noise levels or predictions of its own."
 
 
 def empty_report(sentence: str) -> RunReport:
@@ -76,6 +77,7 @@ class Invocation:
         self._roles: list[list[int]] = []
         self._held: Tensor | None = None
         self._evaluating = False
+        self._attends_apart = False
         self._finite: Tensor | None = None
         self._compiled = any(_is_compiled(part) for module in self._modules for part in module.modules())
 
@@ -99,6 +101,8 @@ class Invocation:
     def close(self) -> RunReport:
         """End the run; its report."""
         if self._run is not None:
+            if not self._run.report.evaluations and not self._note:
+                self._run.note(NOT_STEPPED, NoteLevel.WARNING)
             if self._finite is not None and not bool(self._finite):
                 self._run.note(NOT_FINITE, NoteLevel.WARNING)
             return self._run.close()
@@ -151,6 +155,8 @@ class Invocation:
             self._ledger = None if self._config.masks is MaskMode.OFF else MaskLedger(self._config.masks, bracketed=True)
             self._stop(f"Dense, because the scheduler `{type(self._scheduler).__name__}`, as it is set, is not known to the engine.")
             return False
+        processors = getattr(module, "attn_processors", {}).values()
+        self._attends_apart = any(type(processor).__name__.startswith("PAG") for processor in processors)
         latents = latents_of(arguments)
         self._shape, self._grid, self._outputs = latents.shape[1:], grid_of(arguments), []
         x = self._picture(latents)
@@ -159,14 +165,15 @@ class Invocation:
         if before is not None:
             before.close()
             self._run.note(AGAIN)
+        asked, run = self._config.schedule, self._run.config.schedule
+        if asked is not None and run is not None and run.refresh_interval < asked.refresh_interval:
+            self._run.note(NOT_LEFT_OUT.format(type(self._scheduler).__name__))
         return True
 
     def _suited(self) -> SafeConfig:
         """What was asked for, as far as the scheduler bears it."""
-        schedule = self._config.schedule
-        if schedule is None or has_corrector(self._scheduler):
-            return self._config
-        return replace(self._config, schedule=replace(schedule, settle=False))
+        schedule, known = self._config.schedule, known_of(self._scheduler)
+        return self._config if schedule is None or known is None else replace(self._config, schedule=suited(schedule, known))
 
     def _window(self, steps: int) -> tuple[int, int]:
         schedule = self._config.schedule
@@ -238,6 +245,8 @@ class Invocation:
         return Obstacle("torch.compile froze the model's graph") if found is None else replace(found, readable=False)
 
     def _in_the_way(self, run: Run, module: nn.Module, arguments: dict[str, Any]) -> Obstacle | None:
+        if self._attends_apart:
+            return Obstacle("perturbed-attention guidance attends to a part of the batch at a time")
         if getattr(module, "is_cache_enabled", False):
             return Obstacle("a cache of diffusers' own works on the transformer's blocks")
         partition = run.report.partition
@@ -268,8 +277,8 @@ class Invocation:
     # The scheduler
 
     def _step(self, original: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._evaluating and any(kwargs.get(name) is not None for name in OWN_LEVELS):
-            self._stop(OWN_WORDS)
+        if self._evaluating and (kwargs.get("s_churn") or any(kwargs.get(name) is not None for name in OWN_WORDS)):
+            self._stop(NOT_READ)
         if self._evaluating:
             self._evaluating = False
             # Where a pipeline begins in the middle without telling, the run begins with the next evaluation.

@@ -1,17 +1,19 @@
 """What the schedulers of `diffusers` take a model to predict, at which noise levels they ask for it, and what they make of it.
 
-A table by class name. What it does not hold runs in full: a prediction that stands in for another must be put into the scheduler's own words.
+A table by class name. What it does not hold runs in full: a held prediction must be put into the words of the scheduler.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
+
+from ..steps.plan import ScheduleConfig
 
 # A first level of pure noise is as far up as `diffusers` itself puts it (`EulerDiscreteScheduler`).
 LEAST_SIGNAL = 2.0**-24
@@ -70,8 +72,8 @@ def _interpolated_before(scheduler: Any, index: int) -> float:
 class Known:
     """What is known of a class of schedulers.
 
-    `level`: noise level of an evaluation. `second`: that of every second evaluation, where a step has two. `multistep`: earlier predictions count
-    again. `stochastic`: it adds noise of its own, always or when its configuration says so. `corrector`: a later prediction can make up for earlier ones.
+    `level`: noise level of an evaluation. `second`: that of every second evaluation, where a step has two. `multistep`: earlier
+    predictions count again. `stochastic`: it adds noise of its own. `forgets`: nothing but the prediction is left of a latent.
     """
 
     noise: Noise
@@ -79,12 +81,17 @@ class Known:
     second: Level | None = None
     multistep: bool = False
     stochastic: bool = False
-    corrector: bool = False
+    forgets: bool = False
 
     @property
     def evaluations(self) -> int:
         """Model evaluations a step."""
         return 1 if self.second is None else 2
+
+    @property
+    def bears_left_out_steps(self) -> bool:
+        """Whether a run with steps left out comes closer to the full one than one of fewer steps."""
+        return self.evaluations == 1 and not self.forgets
 
     def levels(self, scheduler: Any, begin: int) -> list[float]:
         """Noise levels of the evaluations from the timestep `begin` on; a timestep at which nothing is left to do is no evaluation."""
@@ -100,17 +107,17 @@ class Known:
 
 
 SCHEDULERS = {
-    "FlowMatchEulerDiscreteScheduler": Known(Noise.FLOW, corrector=True),
+    "FlowMatchEulerDiscreteScheduler": Known(Noise.FLOW),
     "FlowMatchHeunDiscreteScheduler": Known(Noise.FLOW, second=_given),
-    "FlowMatchLCMScheduler": Known(Noise.FLOW, stochastic=True),
+    "FlowMatchLCMScheduler": Known(Noise.FLOW, stochastic=True, forgets=True),
     "LTXEulerAncestralRFScheduler": Known(Noise.FLOW, stochastic=True),
-    "DPMSolverMultistepScheduler": Known(Noise.PRESERVING, multistep=True, corrector=True),
+    "DPMSolverMultistepScheduler": Known(Noise.PRESERVING, multistep=True),
     "DPMSolverSinglestepScheduler": Known(Noise.PRESERVING, multistep=True),
-    "UniPCMultistepScheduler": Known(Noise.PRESERVING, multistep=True, corrector=True),
-    "DEISMultistepScheduler": Known(Noise.PRESERVING, multistep=True, corrector=True),
+    "UniPCMultistepScheduler": Known(Noise.PRESERVING, multistep=True),
+    "DEISMultistepScheduler": Known(Noise.PRESERVING, multistep=True),
     "SASolverScheduler": Known(Noise.PRESERVING, multistep=True, stochastic=True),
-    "EulerDiscreteScheduler": Known(Noise.EXPLODING, corrector=True),
-    "EulerAncestralDiscreteScheduler": Known(Noise.EXPLODING, stochastic=True, corrector=True),
+    "EulerDiscreteScheduler": Known(Noise.EXPLODING),
+    "EulerAncestralDiscreteScheduler": Known(Noise.EXPLODING, stochastic=True),
     "LMSDiscreteScheduler": Known(Noise.EXPLODING, multistep=True),
     "HeunDiscreteScheduler": Known(Noise.EXPLODING, second=_given),
     "KDPM2DiscreteScheduler": Known(Noise.EXPLODING, second=_interpolated),
@@ -118,16 +125,30 @@ SCHEDULERS = {
     "DPMSolverSDEScheduler": Known(Noise.EXPLODING, second=_between, stochastic=True),
     "EDMDPMSolverMultistepScheduler": Known(Noise.EXPLODING, multistep=True),
     "CosineDPMSolverMultistepScheduler": Known(Noise.EXPLODING, multistep=True, stochastic=True),
-    "DDIMScheduler": Known(Noise.PRESERVING, level=_of_timestep, corrector=True),
-    "CogVideoXDDIMScheduler": Known(Noise.PRESERVING, level=_of_timestep, corrector=True),
+    "DDIMScheduler": Known(Noise.PRESERVING, level=_of_timestep),
+    "CogVideoXDDIMScheduler": Known(Noise.PRESERVING, level=_of_timestep),
     "DDPMScheduler": Known(Noise.PRESERVING, level=_of_timestep, stochastic=True),
-    "LCMScheduler": Known(Noise.PRESERVING, level=_of_timestep, stochastic=True),
-}  # fmt: skip
+    "LCMScheduler": Known(Noise.PRESERVING, level=_of_timestep, stochastic=True, forgets=True),
+}
 
 
 def known_of(scheduler: Any) -> Known | None:
-    """The table's row for a scheduler; None where there is none, or where it is set to change the latent's size on the way."""
-    return None if getattr(scheduler, "_scale_factors", None) else SCHEDULERS.get(type(scheduler).__name__)
+    """What is known of a scheduler as it is set; None where nothing is, or where it changes the latent's size on the way."""
+    known = SCHEDULERS.get(type(scheduler).__name__)
+    if known is None or getattr(scheduler, "_scale_factors", None):
+        return None
+    if scheduler.config.get("stochastic_sampling"):
+        return replace(known, stochastic=True, forgets=True)
+    return replace(known, stochastic=True) if str(scheduler.config.get("algorithm_type")).startswith("sde") else known
+
+
+def suited(schedule: ScheduleConfig, known: Known) -> ScheduleConfig:
+    """A schedule as far as a scheduler bears it, by what was measured (docs/diffusers.md)."""
+    if not known.bears_left_out_steps:
+        return replace(schedule, refresh_interval=1)
+    # Between predictions of different noise lies no line; where the prediction is not Euler's, an error is not Euler's either.
+    forecast = 0.0 if known.stochastic else schedule.forecast
+    return replace(schedule, forecast=forecast, settle=schedule.settle and not (known.stochastic or known.multistep))
 
 
 def prediction_of(scheduler: Any, sigma: float) -> Prediction | None:
@@ -178,7 +199,7 @@ def _is_inverted(scheduler: Any) -> bool:
 
 @dataclass(frozen=True)
 class Timetable:
-    """The noise levels of a run: of its steps, the last one its end; and of every evaluation, `per_step` of them in a step but perhaps the last."""
+    """The noise levels of a run: of its steps and its end; and of every evaluation, `per_step` of them in a step but perhaps the last."""
 
     steps: tuple[float, ...]
     evaluations: tuple[float, ...]
@@ -200,9 +221,3 @@ def timetable_of(scheduler: Any, begin: int) -> Timetable | None:
     if not evaluations or not falling or min(evaluations) <= 0.0 or prediction_of(scheduler, evaluations[0]) is None:
         return None
     return Timetable(tuple(steps), tuple(evaluations), known.evaluations)
-
-
-def has_corrector(scheduler: Any) -> bool:
-    """Whether a later prediction may make up for what earlier ones got wrong: not where the latent forgets them."""
-    known = known_of(scheduler)
-    return known is not None and known.corrector and not scheduler.config.get("stochastic_sampling")

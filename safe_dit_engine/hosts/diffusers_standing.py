@@ -30,9 +30,9 @@ class Standing:
         return getattr(type(other), self._name).__get__(other)
 
     def give_back(self) -> None:
-        """Leave the object as it was, unless something else stands there: offloading took its hooks off, ours with them, and put others on."""
+        """Leave the object as it was."""
         if vars(self._owner).get(self._name) is not self:
-            return
+            return  # offloading took its hooks off and put them on again: ours went with them
         if self._before is None:
             del vars(self._owner)[self._name]
         else:

@@ -28,7 +28,7 @@ UNREAD = "The model's attention could not be read; the map comes from the guidan
 CPU = torch.device("cpu")
 
 
-def holds(tiny: Tiny) -> None:
+def holds(tiny: Tiny, least: int = 3) -> None:
     """Identity with nothing to skip, rows left out and steps held without a word, and the same pipeline again after `remove()`."""
     plain, before = tiny.sample(), graph(tiny.pipe, identity=False)
     with apply(tiny.pipe, selective(interval=1)):
@@ -37,7 +37,7 @@ def holds(tiny: Tiny) -> None:
         with apply(tiny.pipe, config) as safe:
             found = tiny.sample()
         report = safe.report()
-        assert report.counts()[kind] >= 3 and report.notes == []
+        assert report.counts()[kind] >= least and report.notes == []
         assert torch.isfinite(found).all() and not torch.equal(found, plain)
     assert graph(tiny.pipe, identity=False) == before and torch.equal(tiny.sample(), plain)
 
@@ -171,7 +171,7 @@ def test_two_transformers() -> None:
         module.register_forward_pre_hook(lambda module, args: called.append(module is tiny.pipe.transformer_2))
         for module in (tiny.pipe.transformer, tiny.pipe.transformer_2)
     ]
-    holds(tiny)
+    holds(tiny, least=2)  # the first evaluation of the second one is computed
     called.clear()
     with apply(tiny.pipe, selective()) as safe:
         tiny.sample()
