@@ -305,6 +305,23 @@ def test_compiled_models(way: str) -> None:
     torch._dynamo.reset()
 
 
+def test_a_compiled_graph_stays_whole() -> None:
+    """`fullgraph` fails at the first break; with whole steps held, the same one graph serves them all."""
+    tiny = tiny_of("sd3")
+    with apply(tiny.pipe, "balanced"):
+        eager = tiny.sample()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    tiny.pipe.transformer.compile(backend="eager", fullgraph=True)
+    plain = tiny.sample()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with apply(tiny.pipe, "balanced") as safe:
+        found = tiny.sample()
+    assert safe.report().counts()["held"] == 3 and graphs == 1 == torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch.allclose(found, eager, atol=1e-4) and not torch.equal(found, plain)
+    torch._dynamo.reset()
+
+
 def test_a_cache_of_diffusers_runs_dense_with_rows_left_out() -> None:
     tiny = tiny_of("qwen")
     tiny.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
