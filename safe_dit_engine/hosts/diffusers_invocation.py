@@ -106,7 +106,8 @@ class Invocation:
             if self._finite is not None and not bool(self._finite):
                 self._run.note(NOT_FINITE, NoteLevel.WARNING)
             return self._run.close()
-        report = empty_report(self._note or "The pipeline did not call its transformer.")
+        silent = NOT_STEPPED if self._shape else "The pipeline did not call its transformer."
+        report = empty_report(self._note or silent)
         if self._ledger is not None:
             report.ledger, report.masks = self._ledger, self._ledger.sentence()
         return report
