@@ -12,6 +12,7 @@ TOOLS = {
     "cost": ".bench.cost",
     "fidelity": ".bench.fidelity",
     "diffusers-fidelity": ".bench.diffusers_fidelity",
+    "schedulers": ".bench.schedulers",
     "generate": ".bench.generate",
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",

@@ -109,6 +109,7 @@ class Run:
         self.report.ledger = self.ledger if config.masks is not MaskMode.OFF else None
         self._partitioning = config.partition or PartitionConfig()
         self._evidence = Evidence()
+        self._module = module
         self._images, self._spatial = latent_shape[0], latent_shape[2:]
         self._frames = latent_shape[2] if len(latent_shape) == 5 else 1
         self._started = time.perf_counter()
@@ -157,7 +158,6 @@ class Run:
             self._runs_without(fit.reason)
             return None
         self.report.backbone = fit.backbone.name
-        self._module = module
         rows, columns = fit.backbone.grid(module, *self._spatial[-2:])
         self._grid = (self._frames * rows, columns)  # of a video, frame under frame
         return fit.backbone
@@ -229,13 +229,16 @@ class Run:
         self._looked_at: frozenset[int] = frozenset()
         self._stopwatch = Stopwatch(device)
 
-    def begin_evaluation(self, sigma: float, active: Hashable = None, device: torch.device | None = None) -> None:
+    def begin_evaluation(
+        self, sigma: float, active: Hashable = None, device: torch.device | None = None, step: int | None = None
+    ) -> None:
         """A model evaluation at noise level `sigma` begins.
 
-        `active`: stands for the conditionings in force at that level. `device`: of its latent, None where nothing is queued.
+        `active`: stands for the conditionings in force at that level. `device`: of its latent, None where nothing is queued. `step`: where
+        the host knows to which one it belongs.
         """
         before, self._sigma = self.step, sigma
-        self._begin_step(self._clock.at(sigma), device)
+        self._begin_step(self._clock.at(sigma) if step is None else self._clock.set(step), device)
         self._follow_conditionings(active)
         if self.step - before not in (0, 1):  # what became of the steps in between is not known here
             self._forecaster.lose_count()
@@ -353,9 +356,12 @@ class Run:
 
     def use(self, module: nn.Module) -> None:
         """The calls to come are of this model, another of the same family: a pipeline may hand over to a second one on the way."""
-        if self._backbone is not None and module is not self._module:
-            self._module = module
-            self._forget()
+        if module is self._module:
+            return
+        self._module = module
+        self._forget()
+        # Nothing is held or followed from one model to another: the first evaluation of the new one is computed.
+        self._forecaster = self._new_forecaster()
 
     def runs(self, module: nn.Module) -> bool:
         """Whether calls of `module` are of this run's model; where no model is known, it makes no difference."""

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from ..hosts.diffusers_schedulers import prediction_of
+from ..hosts.diffusers_schedulers import prediction_of, timetable_of
 from .in_turn import Unsupported
 from .whole_steps import Known, extrapolated
 
@@ -397,9 +397,10 @@ class WholeSteps:
 
     def step(self, original: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's step with the prediction of this step."""
-        sigma = float(self.scheduler.sigmas[_step(self.scheduler)])
+        timetable = timetable_of(self.scheduler, 0)
+        sigma = 0.0 if timetable is None else timetable.evaluations[_step(self.scheduler)]
         prediction = prediction_of(self.scheduler, sigma)
-        if prediction is None:
+        if timetable is None or timetable.per_step > 1 or prediction is None:
             raise Unsupported(f"What `{type(self.scheduler).__name__}` takes a model to predict is not known.")
         if self.is_computed():
             self.known[:] = [*self.known[-2:], (sigma, prediction.denoised(model_output, sample))]

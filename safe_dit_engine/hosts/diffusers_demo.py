@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, Lumina2Transformer2DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    LTXEulerAncestralRFScheduler,
+    Lumina2Transformer2DModel,
+    SchedulerMixin,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import Timesteps
@@ -121,6 +130,14 @@ def simple_levels(steps: int) -> list[float]:
     return [(NOISE_LEVELS - int(step * NOISE_LEVELS / steps)) / NOISE_LEVELS for step in range(steps)]
 
 
+def set_levels(scheduler: Any, steps: int, device: torch.device) -> None:
+    """Noise levels as ComfyUI has them, where a scheduler of `diffusers` can be given any; else its own."""
+    if "sigmas" in signature(scheduler.set_timesteps).parameters and not isinstance(scheduler, LTXEulerAncestralRFScheduler):
+        scheduler.set_timesteps(sigmas=np.array(simple_levels(steps)), device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+
+
 class DemoPipeline(DiffusionPipeline):
     """Caption to picture with the demo model."""
 
@@ -129,7 +146,7 @@ class DemoPipeline(DiffusionPipeline):
         transformer: Lumina2Transformer2DModel,
         text_encoder: TextEncoder,
         vae: Autoencoder,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, text_encoder=text_encoder, vae=vae, scheduler=scheduler)
@@ -162,14 +179,14 @@ class DemoPipeline(DiffusionPipeline):
         captions = [prompt] if isinstance(prompt, str) else prompt
         text = self.text_encoder(caption_ids([negative_prompt] * len(captions) + captions, self.transformer.device))
         latents = self.prepare_latents(len(captions), height, width, generator)
-        self.scheduler.set_timesteps(sigmas=simple_levels(num_inference_steps), device=self.transformer.device)
+        set_levels(self.scheduler, num_inference_steps, self.transformer.device)
         for timestep in self.progress_bar(self.scheduler.timesteps):
-            latents = self._next(latents, timestep, text, guidance_scale)
+            latents = self._next(latents, timestep, text, guidance_scale, generator)
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def _next(self, latents: Tensor, timestep: Tensor, text: Tensor, guidance_scale: float) -> Tensor:
+    def _next(self, latents: Tensor, timestep: Tensor, text: Tensor, guidance_scale: float, generator: torch.Generator | None) -> Tensor:
         both = torch.cat([latents, latents])
         found = self.transformer(
             hidden_states=both,
@@ -179,7 +196,9 @@ class DemoPipeline(DiffusionPipeline):
             return_dict=False,
         )[0]
         plain, asked = (-found).chunk(2)
-        return self.scheduler.step(plain + guidance_scale * (asked - plain), timestep, latents, return_dict=False)[0]
+        # Schedulers that add noise take the generator, the others do not know it.
+        options = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
+        return self.scheduler.step(plain + guidance_scale * (asked - plain), timestep, latents, return_dict=False, **options)[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str) -> Any:

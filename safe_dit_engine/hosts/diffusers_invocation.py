@@ -9,10 +9,9 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import torch
@@ -25,9 +24,12 @@ from ..masks import MaskLedger, MaskMode
 from ..memory import MEMORY_ERRORS, Memory, is_out_of_memory
 from ..report import NoteLevel, RunReport
 from ..run import FROZEN, UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig, leaves_graphs
+from ..steps.levels import flow_progress, plain_progress
 from .diffusers_guidance import NEGATIVE, PROMPT, UNPAIRED, branch_pair, moved
 from .diffusers_latents import grid_of, latents_of, like
-from .diffusers_schedulers import Prediction, prediction_of
+from .diffusers_position import Position
+from .diffusers_schedulers import Noise, Prediction, known_of, prediction_of, suited
+from .diffusers_standing import Standing, made_once
 
 log = logging.getLogger("safe_dit")
 
@@ -35,6 +37,16 @@ log = logging.getLogger("safe_dit")
 TABLES = ("get_2d_rotary_pos_embed_lumina",)
 # Pipelines that put the prompt before the negative one, where both run in one batch; the others do the reverse.
 PROMPT_FIRST = frozenset({"LuminaNextDiT2DModel", "ZImageTransformer2DModel"})
+# More calls of a transformer than any pipeline makes for one step.
+MAX_CALLS = 64
+# What a pipeline may tell `step`, so that it makes something else of a prediction than the table of schedulers says.
+OWN_WORDS = ("per_token_timesteps", "pred_original_sample")
+
+AGAIN = "The pipeline sampled more than once in this call; the report is about the last time."
+NOT_FINITE = "Some predictions of the model were not finite numbers; such pictures come out black or as noise."
+NOT_LEFT_OUT = "Dense, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
+NOT_STEPPED = "Dense, because the pipeline does not step its own scheduler."
+NOT_READ = "Dense, because the pipeline gives its scheduler noise levels or predictions of its own."
 
 
 def empty_report(sentence: str) -> RunReport:
@@ -50,6 +62,7 @@ class Invocation:
     def __init__(self, pipe: Any, config: SafeConfig) -> None:
         self.images: int | None = None
         self._scheduler = pipe.scheduler
+        self._position = Position(pipe.scheduler)
         self._pipeline_module = sys.modules[type(pipe).__module__]
         found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
         self._modules = [module for module in found if isinstance(module, nn.Module)]
@@ -58,7 +71,8 @@ class Invocation:
         self._ledger: MaskLedger | None = None
         self._note = ""
         self._grid: tuple[int, int] | None = None
-        self._begin = 0
+        self._shape: tuple[int, ...] = ()
+        self._level = 0.0
         self._calls = 0
         # Numbers of calls that were seen to attend without masks.
         self._unmasked: set[int] = set()
@@ -66,30 +80,37 @@ class Invocation:
         self._roles: list[list[int]] = []
         self._held: Tensor | None = None
         self._evaluating = False
+        self._attends_apart = False
+        self._finite: Tensor | None = None
         self._compiled = any(_is_compiled(part) for module in self._modules for part in module.modules())
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Stand before the transformer and the scheduler, and go whatever happens."""
-        wrapped: list[tuple[Any, str, Any, Any]] = []
+        wrapped: list[Standing] = []
         try:
             for module in self._modules:
                 # A compiled module is called there, and what stands in its `forward` is compiled with it.
                 name = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
-                wrapped.append(_stand_before(module, name, self._forward_of(module)))
-            wrapped.append(_stand_before(self._scheduler, "step", self._step))
+                wrapped.append(Standing(module, name, self._forward_of(module)))
+            wrapped.append(Standing(self._scheduler, "step", self._step))
             tables = [name for name in TABLES if name in vars(self._pipeline_module)]
-            wrapped += [_stand_before(self._pipeline_module, name, _made_once()) for name in tables]
+            wrapped += [Standing(self._pipeline_module, name, made_once()) for name in tables]
             yield
         finally:
-            for owner, name, wrapper, before in wrapped:
-                _give_back(owner, name, wrapper, before)
+            for standing in wrapped:
+                standing.give_back()
 
     def close(self) -> RunReport:
         """End the run; its report."""
         if self._run is not None:
+            if not self._run.report.evaluations and not self._note:
+                self._run.note(NOT_STEPPED, NoteLevel.WARNING)
+            if self._finite is not None and not bool(self._finite):
+                self._run.note(NOT_FINITE, NoteLevel.WARNING)
             return self._run.close()
-        report = empty_report(self._note or "The pipeline did not call its transformer.")
+        silent = NOT_STEPPED if self._shape else "The pipeline did not call its transformer."
+        report = empty_report(self._note or silent)
         if self._ledger is not None:
             report.ledger, report.masks = self._ledger, self._ledger.sentence()
         return report
@@ -118,42 +139,62 @@ class Invocation:
 
     def _begin_evaluation(self, module: nn.Module, arguments: dict[str, Any]) -> bool:
         """The first call of the transformer in a step; False: no run can be made."""
-        if self._note or (self._run is None and not self._start(module, arguments)):
+        another = self._run is None or self._position.is_new or latents_of(arguments).shape[1:] != self._shape
+        if self._note or (another and not self._start(module, arguments)):
             return False
-        assert self._run is not None
-        reached = self._scheduler.step_index
-        self._index = 0 if reached is None else reached - self._begin
-        if not 0 <= self._index < len(self._run.sigmas) - 1:
+        found, run = self._position.begin(), self._run
+        if found is None or run is None:
             return False
+        step, self._level = found
         self._calls, self._evaluating = 0, True
-        self._run.begin_evaluation(self._run.sigmas[self._index], latents_of(arguments).device)
-        self._run.begin_batch(frozenset({PROMPT}))
-        self._held = self._run.held()
+        run.use(module)
+        run.begin_evaluation(self._level, device=latents_of(arguments).device, step=step)
+        run.begin_batch(frozenset({PROMPT}))
+        self._held = run.held()
         return True
 
     def _start(self, module: nn.Module, arguments: dict[str, Any]) -> bool:
-        scheduler = self._scheduler
-        levels = [float(level) for level in getattr(scheduler, "sigmas", ())]
-        falling = len(levels) == len(scheduler.timesteps) + 1 and all(a > b for a, b in zip(levels, levels[1:], strict=False))
-        if prediction_of(scheduler, 1.0) is None or not falling:
+        before, timetable = self._run, self._position.start()
+        if timetable is None:
             self._ledger = None if self._config.masks is MaskMode.OFF else MaskLedger(self._config.masks, bracketed=True)
-            self._give_up(f"Dense, because the scheduler `{type(scheduler).__name__}`, as it is set, is not known to the engine.")
+            self._stop(f"Dense, because the scheduler `{type(self._scheduler).__name__}`, as it is set, is not known to the engine.")
             return False
-        self._begin = scheduler.begin_index or 0
-        self._grid = grid_of(arguments)
-        x = self._picture(latents_of(arguments))
-        shape = (self.images or x.shape[0], *x.shape[1:])
-        levels = levels[self._begin :]
-        self._run = Run(self._config, module, levels, shape, self._window(len(levels) - 1), _memory_of(x.device), DIFFUSERS)
+        processors = getattr(module, "attn_processors", {}).values()
+        self._attends_apart = any(type(processor).__name__.startswith("PAG") for processor in processors)
+        latents = latents_of(arguments)
+        self._shape, self._grid, self._outputs = latents.shape[1:], grid_of(arguments), []
+        x = self._picture(latents)
+        shape, window = (self.images or x.shape[0], *x.shape[1:]), self._window(len(timetable.steps) - 1)
+        progress = self._progress(timetable.steps)
+        self._run = Run(self._suited(), module, timetable.steps, shape, window, _memory_of(x.device), DIFFUSERS, progress)
+        if before is not None:
+            before.close()
+            self._run.note(AGAIN)
+        asked, run = self._config.schedule, self._run.config.schedule
+        if asked is not None and run is not None and run.refresh_interval < asked.refresh_interval:
+            self._run.note(NOT_LEFT_OUT.format(type(self._scheduler).__name__))
         return True
+
+    def _progress(self, levels: Sequence[float]) -> tuple[float, ...]:
+        known = known_of(self._scheduler)
+        return flow_progress(levels) if known is not None and known.noise is Noise.FLOW else plain_progress(levels)
+
+    def _suited(self) -> SafeConfig:
+        """What was asked for, as far as the scheduler bears it."""
+        schedule, known = self._config.schedule, known_of(self._scheduler)
+        return self._config if schedule is None or known is None else replace(self._config, schedule=suited(schedule, known))
 
     def _window(self, steps: int) -> tuple[int, int]:
         schedule = self._config.schedule
         return (0, steps) if schedule is None else (round(schedule.start_percent * steps), round(schedule.end_percent * steps))
 
-    def _give_up(self, sentence: str) -> None:
-        self._note = sentence
-        log.info("SAFE-DiT: %s", sentence)
+    def _stop(self, sentence: str) -> None:
+        """Run the rest of the call in full."""
+        self._note, self._evaluating, self._outputs = sentence, False, []
+        if self._run is not None:
+            self._run.note(sentence, NoteLevel.WARNING)
+        else:
+            log.info("SAFE-DiT: %s", sentence)
 
     def _picture(self, x: Tensor) -> Tensor:
         """A latent as `[B, C, H, W]` or a video's `[B, C, frames, H, W]`, where it may be packed: `[B, tokens and others, C]`."""
@@ -165,6 +206,9 @@ class Invocation:
         self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], arguments: dict[str, Any]
     ) -> Any:
         number, self._calls = self._calls, self._calls + 1
+        if number == MAX_CALLS:
+            self._stop(NOT_STEPPED)
+            return self._unplanned(original, args, kwargs)
         if self._held is not None and number < len(self._outputs):
             return self._outputs[number]  # only its shape and type count: `step` has the prediction
         output = self._computed(module, original, args, kwargs, arguments, number)
@@ -210,6 +254,8 @@ class Invocation:
         return Obstacle(FROZEN) if found is None else replace(found, readable=False)
 
     def _in_the_way(self, run: Run, module: nn.Module, arguments: dict[str, Any]) -> Obstacle | None:
+        if self._attends_apart:
+            return Obstacle("perturbed-attention guidance attends to a part of the batch at a time")
         if getattr(module, "is_cache_enabled", False):
             return Obstacle("a cache of diffusers' own works on the transformer's blocks")
         partition = run.report.partition
@@ -243,28 +289,32 @@ class Invocation:
     # The scheduler
 
     def _step(self, original: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._evaluating and (kwargs.get("s_churn") or any(kwargs.get(name) is not None for name in OWN_WORDS)):
+            self._stop(NOT_READ)
         if self._evaluating:
-            model_output = self._guided(model_output, timestep, sample)
+            self._evaluating = False
+            # Where a pipeline begins in the middle without telling, the run begins with the next evaluation.
+            if self._position.is_at(timestep):
+                model_output = self._guided(model_output, sample)
+            else:
+                self._run = None
+        self._position.moved()
         return original(model_output, timestep, sample, *args, **kwargs)
 
-    def _guided(self, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    def _guided(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """What the scheduler is to get for a step's prediction."""
-        run = self._run
-        assert run is not None
-        self._evaluating = False
-        if self._scheduler.step_index is None:
-            self._scheduler._init_step_index(timestep)  # as its `step` does
-        if self._scheduler.step_index - self._begin != self._index:
-            self._give_up("Dense, because the pipeline begins between the scheduler's steps without telling it.")
-            run.note(self._note, NoteLevel.WARNING)
-            return model_output
-        prediction = prediction_of(self._scheduler, run.sigmas[self._index])
-        assert prediction is not None
+        run, prediction = self._run, prediction_of(self._scheduler, self._level)
+        assert run is not None and prediction is not None
+        # A model that predicts its variance, too, puts it behind.
+        mean, *variance = model_output.split(sample.shape[1], dim=1)
         if self._held is None:
-            model_output = self._reweighted(run, model_output)
-        found = self._settled(run, prediction, model_output, sample)
+            finite = torch.isfinite(mean).all()
+            self._finite = finite if self._finite is None else self._finite & finite
+            mean = self._reweighted(run, mean)
+        found = self._settled(run, prediction, mean, sample)
         run.end_evaluation()
-        return model_output if found is None else prediction.output(found, sample).to(model_output.dtype)
+        mean = mean if found is None else prediction.output(found, sample).to(model_output.dtype)
+        return torch.cat([mean, *variance], dim=1) if variance else mean
 
     def _reweighted(self, run: Run, guided: Tensor) -> Tensor:
         """A guided prediction with the scales of the map; the run is shown what the branches gave."""
@@ -287,40 +337,6 @@ class Invocation:
             if given is computed:
                 return None
         return like(sample, given)
-
-
-def _stand_before(owner: Any, name: str, wrapper: Callable[..., Any]) -> tuple[Any, str, Any, Any]:
-    """Put `wrapper(original, ...)` where an object has a method of its own or of its class; returns what `_give_back` takes."""
-    before = vars(owner).get(name)
-    original = getattr(owner, name)
-
-    @wraps(original)
-    def standing(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    vars(owner)[name] = standing
-    return owner, name, standing, before
-
-
-def _made_once() -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
-
-    def made(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        asked = (args, tuple(kwargs.items()))
-        if asked not in known:
-            known[asked] = original(*args, **kwargs)
-        return known[asked]
-
-    return made
-
-
-def _give_back(owner: Any, name: str, standing: Any, before: Any) -> None:
-    if vars(owner).get(name) is not standing:
-        return  # offloading took its hooks off and put them on again: ours went with them
-    if before is None:
-        del vars(owner)[name]
-    else:
-        vars(owner)[name] = before
 
 
 def _is_compiled(module: nn.Module) -> bool:

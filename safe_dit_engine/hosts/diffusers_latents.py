@@ -33,6 +33,6 @@ def grid_of(arguments: dict[str, Any]) -> tuple[int, int] | None:
 
 def like(x: Tensor, picture: Tensor) -> Tensor:
     """A picture as a latent is: packed, `[B, tokens, C]`, or without the frame of which a transformer alone knows."""
-    if x.ndim == 3:
-        return picture.flatten(2).transpose(1, 2)
-    return picture.squeeze(2) if picture.ndim > x.ndim else picture
+    if picture.ndim == x.ndim:
+        return picture
+    return picture.flatten(2).transpose(1, 2) if x.ndim == 3 else picture.squeeze(2)

@@ -115,7 +115,7 @@ def trust(progress: Sequence[float], full: int, end: int) -> float:
     """How far to believe the line through two predictions from the `full` step to the level `end`: not at all over the widest gaps, where
     it overshoots."""
     share = (progress[end] - progress[full]) / widest_gap(progress[full])
-    return min(1.0, max(0.0, (0.9 - share) / 0.2))
+    return min(1.0, max(0.0, (0.8 - share) / 0.15))
 
 
 def why_full(progress: Sequence[float], sampler: str) -> str:
