@@ -98,7 +98,7 @@ class SafeDitAccelerate(io.ComfyNode):
         own.schedule()
         chosen = PRESETS.get(preset, own)
         partition = replace(chosen.partition(), painting=parse_painting(painted_tokens))
-        schedule = replace(chosen.schedule(), cache=CacheMode(cache))
+        schedule = replace(chosen.schedule(), cache=CacheMode(cache), spaced=preset in PRESETS)
         return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=partition, schedule=schedule))
 
 

@@ -13,6 +13,8 @@ TOOLS = {
     "fidelity": ".bench.fidelity",
     "diffusers-fidelity": ".bench.diffusers_fidelity",
     "schedulers": ".bench.schedulers",
+    "samplers": ".bench.samplers",
+    "few-steps": ".bench.few_steps",
     "generate": ".bench.generate",
     "ablation": ".bench.ablation",
     "sensitivity": ".bench.sensitivity",

@@ -32,6 +32,7 @@ class Preset:
             widen=self.widen,
             held_steps=self.held_steps,
             settle=self.settle,
+            spaced=True,
         )
 
 

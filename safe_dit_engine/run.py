@@ -32,7 +32,7 @@ from .sensitivity import Evidence, guidance_strength
 from .steps.clock import StepClock
 from .steps.forecast import Forecaster, weight_of
 from .steps.levels import flow_progress
-from .steps.plan import ScheduleConfig, StepKind, plan_steps, reaches, trust, why_full
+from .steps.plan import ScheduleConfig, StepKind, leaps, plan_steps, reaches, trust, why_full
 from .steps.samplers import EULER, Sampler
 from .stopwatch import Stopwatch
 
@@ -128,7 +128,7 @@ class Run:
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
         self._obstructed = False
-        self._interval = schedule.refresh_interval
+        self._interval, self._spaced = schedule.refresh_interval, schedule.spaced
         forecast, corrects = schedule.forecast if sampler.forecast else 0.0, schedule.settle and sampler.corrector
         self._new_forecaster = partial(Forecaster, forecast, corrects)
         self._forecaster = self._new_forecaster()
@@ -174,6 +174,8 @@ class Run:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
         if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
             self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full)}.")
+        if not schedule.spaced and leaps(self.progress, self.plan):
+            self.note("Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset.")
 
     def _runs_full(self, reason: str) -> None:
         self.note(f"{'Selective steps run in full' if self._holds else 'Dense'}, because {reason}.", NoteLevel.WARNING)
@@ -269,13 +271,13 @@ class Run:
     def _near_enough(self) -> bool:
         """Whether what was really computed lies near enough for this step not to be computed: not every planned step need have arrived."""
         last = self._last_full
-        if last is None or not 0 < self.step - last < self._interval or not reaches(self.progress, last, self.step):
+        if last is None or not 0 < self.step - last < self._interval or not reaches(self.progress, last, self.step, self._spaced):
             return False
         return self._clock.on_level or self._answered == self.step
 
     def _trust(self, ahead: int) -> float:
         """How far to believe the line from the last full step to this one, or to so many steps `ahead`."""
-        return trust(self.progress, self._last_full or 0, self.step + ahead)
+        return trust(self.progress, self._last_full or 0, self.step + ahead) if self._spaced else 1.0
 
     @property
     def _weight(self) -> float:

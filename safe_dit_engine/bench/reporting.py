@@ -155,7 +155,9 @@ def tell(server: Any, bench: Bench, name: str, seed: int) -> list[dict[str, Any]
 
     preset = PRESETS.get(name)
     schedule = None if preset is None else preset.schedule()
-    kinds = (StepKind.ANCHOR,) * STEPS if preset is None or schedule is None else plan_steps(even_progress(STEPS), preset.warmup_steps, schedule)
+    kinds: tuple[StepKind, ...] = (StepKind.ANCHOR,) * STEPS
+    if preset is not None and schedule is not None:
+        kinds = plan_steps(even_progress(STEPS), preset.warmup_steps, schedule)
     config = SafeConfig(partition=PartitionConfig(keep_ratio=0.25), schedule=schedule)
     sigmas = [1.0 - step / STEPS for step in range(STEPS + 1)]
     module = bench.model.model.diffusion_model

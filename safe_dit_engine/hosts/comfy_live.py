@@ -153,6 +153,11 @@ class LiveRun:
                 _reports.popitem(last=False)
 
 
+def finished_report(node_id: str) -> RunReport:
+    """Report of the last run of a node, outside a server."""
+    return _reports[run_key({}, node_id)]
+
+
 def report_upstream(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str] | None = None) -> RunReport | None:
     """Report of the nearest sampler before `node_id` in the prompt; None where there is none, or it ran without the pack.
 

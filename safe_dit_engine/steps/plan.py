@@ -47,6 +47,8 @@ class ScheduleConfig:
     `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
     `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
     `cache`: how keys and values are kept in between; auto goes by the memory that is free.
+    `spaced`: whether full steps lie no further apart in progress than is known to be good (`widest_gap`), however many steps there are,
+    and warm-up ends where it would in a run of `REFERENCE_STEPS`. Presets do; values given by hand are taken as they are.
     """
 
     refresh_interval: int = 4
@@ -57,6 +59,7 @@ class ScheduleConfig:
     held_steps: int = 0
     settle: bool = False
     cache: CacheMode = CacheMode.AUTO
+    spaced: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
@@ -77,14 +80,14 @@ def plan_steps(
 ) -> tuple[StepKind, ...]:
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
-    `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, less
-    where they reach further than in a run of `REFERENCE_STEPS`, or until the window opens if that is later; its last step is the first
-    anchor. No cycle spans more than `reaches` allows. An anchor are also the last step, and any into or out of which the noise level does
-    not fall.
+    `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
+    the window opens if that is later; its last step is the first anchor. An anchor are also the last step, and any into or out of which
+    the noise level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
-    opens = min(max(first, min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS))), total)
+    warm = min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS)) if schedule.spaced else warmup
+    opens = min(max(first, warm), total)
     closes = min(last, total - 1)
     kinds = [StepKind.WARMUP] * opens
     before, full = opens - 2, opens - 1
@@ -92,7 +95,8 @@ def plan_steps(
         if len(kinds) >= total:
             break
         most = min(length, schedule.refresh_interval) - 1
-        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), most, closes))
+        steps = range(full + 1, min(full + 1 + most, closes))
+        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced))
         before, full = full, len(kinds) - 1
     return tuple(kinds[:total])
 
@@ -106,9 +110,17 @@ def widest_gap(progress: float) -> float:
     return min(0.25, 0.1 + progress / 3)
 
 
-def reaches(progress: Sequence[float], full: int, step: int) -> bool:
-    """Whether a `step` may be left out after the `full` one: the noise level falls into and out of it, and the next is near enough."""
-    return falls_through(progress, step) and progress[step + 1] - progress[full] <= widest_gap(progress[full]) + 1e-6
+def reaches(progress: Sequence[float], full: int, step: int, spaced: bool = True) -> bool:
+    """Whether a `step` may be left out after the `full` one: the noise level falls into and out of it, and, where the plan is `spaced`,
+    the next is near enough."""
+    return falls_through(progress, step) and (not spaced or progress[step + 1] - progress[full] <= widest_gap(progress[full]) + 1e-6)
+
+
+def leaps(progress: Sequence[float], plan: Sequence[StepKind]) -> bool:
+    """Whether a plan leaves out steps where full ones lie further apart than `widest_gap`."""
+    held = [step for step, kind in enumerate(plan) if kind is StepKind.HELD]
+    full = [next(i for i in range(step, -1, -1) if plan[i].dense) for step in held]
+    return any(progress[step + 1] - progress[start] > widest_gap(progress[start]) + 1e-6 for step, start in zip(held, full, strict=True))
 
 
 def trust(progress: Sequence[float], full: int, end: int) -> float:
@@ -148,10 +160,10 @@ def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
     return itertools.chain(growing, itertools.repeat(interval))
 
 
-def _room(progress: Sequence[float], before: int, full: int, most: int, closes: int) -> int:
-    """How many steps, at most `most`, need not be computed in full after the `full` one, which follows the one `before`."""
-    steps = range(full + 1, min(full + 1 + most, closes))
-    fits = (reaches(progress, full, step) and progress[step + 1] - progress[before] <= WIDEST_PAIR + 1e-6 for step in steps)
+def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: bool) -> int:
+    """How many of the `steps` need not be computed in full after the `full` one, which follows the one `before`."""
+    furthest = progress[before] + WIDEST_PAIR + 1e-6 if spaced else math.inf
+    fits = (reaches(progress, full, step, spaced) and progress[step + 1] <= furthest for step in steps)
     return sum(itertools.takewhile(bool, fits))
 
 

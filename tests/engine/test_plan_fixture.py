@@ -25,7 +25,8 @@ def cases() -> list[dict[str, Any]]:
     for index, (run, warmup, interval, widen, held) in enumerate(grid):
         progress, total = [round(level, 6) for level in run], len(run) - 1
         window = (0, total) if index % 3 else (total // 4, total - total // 5)
-        schedule = {"refresh_interval": interval, "start_percent": 0.0, "end_percent": 1.0, "widen": widen, "held_steps": held}
+        percents = {"start_percent": 0.0, "end_percent": 1.0}
+        schedule = {"refresh_interval": interval, **percents, "widen": widen, "held_steps": held, "spaced": index % 4 != 0}
         keep = (0.1, 0.25, 1.0)[index % 3]
         found.append({"progress": progress, "warmup": warmup, "schedule": schedule, "window": window, "keep_ratio": keep})
     return found

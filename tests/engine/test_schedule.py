@@ -37,12 +37,21 @@ def plan(total: int, warmup: int, interval: int, window: tuple[int, int] | None 
 
 
 def test_plan_as_drawn() -> None:
-    assert plan(24, 3, 4) == "wwwssasssasssasssasssasa"
-    assert plan(20, 2, 3, (8, 13)) == "wwwwwwwwssassaaaaaaa"
-    assert plan(20, 2, 1) == "w" * 2 + "a" * 18
-    assert plan(20, 3, 4, held_steps=1) == "wwwhashasshasshassha"
-    assert plan(20, 3, 4, held_steps=9) == "wwwhahhahhhahhhahhha"
-    assert plan(4, 2, 4) == "waaa" and plan(1, 4, 2) == "w"
+    assert plan(12, 3, 4) == "wwwsssasssaa"
+    assert plan(10, 2, 3, (4, 8)) == "wwwwssasaa"
+    assert plan(4, 2, 1) == "wwaa"
+    assert plan(2, 5, 4) == "ww"
+    assert plan(12, 3, 4, held_steps=1) == "wwwsshasshaa"
+    assert plan(12, 3, 4, held_steps=9) == "wwwhhhahhhaa"
+
+
+def test_spaced_plan_as_drawn() -> None:
+    assert plan(24, 3, 4, spaced=True) == "wwwssasssasssasssasssasa"
+    assert plan(20, 2, 3, (8, 13), spaced=True) == "wwwwwwwwssassaaaaaaa"
+    assert plan(20, 2, 1, spaced=True) == "w" * 2 + "a" * 18
+    assert plan(20, 3, 4, held_steps=1, spaced=True) == "wwwhashasshasshassha"
+    assert plan(20, 3, 4, held_steps=9, spaced=True) == "wwwhahhahhhahhhahhha"
+    assert plan(4, 2, 4, spaced=True) == "waaa" and plan(1, 4, 2, spaced=True) == "w"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +59,7 @@ def test_plan_as_drawn() -> None:
     [(1, "wwwwaaaaaaaaaaaaaaaa"), (2, "wwwwsasasasasasasasa"), (3, "wwwwsasassassassassa"), (4, "wwwwsassasssasssassa")],
 )
 def test_widening_cycles(interval: int, expected: str) -> None:
-    assert plan(20, 4, interval, widen=True) == expected
+    assert plan(20, 4, interval, widen=True, spaced=True) == expected
 
 
 def progresses() -> st.SearchStrategy[list[float]]:
@@ -61,15 +70,17 @@ def progresses() -> st.SearchStrategy[list[float]]:
 ANY = st.integers(0, 60)
 
 
-@given(progresses(), st.integers(1, 40), st.integers(1, 20), ANY, ANY, st.booleans(), st.integers(0, 20))
-def test_plan_laws(progress: list[float], warmup: int, interval: int, first: int, last: int, widen: bool, held: int) -> None:
-    found = kinds(plan_steps(progress, warmup, ScheduleConfig(interval, widen=widen, held_steps=held), (first, last)))
+@given(progresses(), st.integers(1, 40), st.integers(1, 20), ANY, ANY, st.booleans(), st.integers(0, 20), st.booleans())
+def test_plan_laws(
+    progress: list[float], warmup: int, interval: int, first: int, last: int, widen: bool, held: int, spaced: bool
+) -> None:
+    found = kinds(plan_steps(progress, warmup, ScheduleConfig(interval, widen=widen, held_steps=held, spaced=spaced), (first, last)))
     total = len(progress) - 1
     assert len(found) == total and found[-1:] in ("", "w", "a") and found[:1] != "s" and found[:1] != "h"
     left_out = [i for i, kind in enumerate(found) if kind in "sh"]
     assert all(first <= i < last and progress[i - 1] < progress[i] < progress[i + 1] for i in left_out)
     assert all(len(cycle) < interval and cycle.count("h") <= held and "hs" not in cycle for cycle in re.findall("[sh]+", found))
-    full = [i for i, kind in enumerate(found) if kind in "wa"]
+    full = [i for i, kind in enumerate(found) if kind in "wa" and spaced]
     wide = [(one, other) for one, other in itertools.pairwise(full) if other > one + 1]
     assert all(progress[other] - progress[one] <= 0.25 + 1e-5 for one, other in wide)
     pairs = [(a, c) for a, b, c in zip(full, full[1:], full[2:], strict=False) if c > b + 1]
@@ -92,7 +103,7 @@ def test_the_second_part_of_a_split_run_does_not_warm_up_again() -> None:
 
 
 def test_warm_up_is_no_longer_than_in_a_run_of_twenty_steps() -> None:
-    steps = [kinds(plan_steps(even_progress(total), 4, ScheduleConfig(2))).count("w") for total in (8, 10, 12, 20, 30, 50)]
+    steps = [kinds(plan_steps(even_progress(total), 4, ScheduleConfig(2, spaced=True))).count("w") for total in (8, 10, 12, 20, 30, 50)]
     assert steps == [2, 2, 3, 4, 4, 4]
 
 

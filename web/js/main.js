@@ -82,7 +82,7 @@ function ofAccelerate(node) {
   const preset = effective(node, "preset");
   const names = ["keep_ratio", "refresh_interval", "warmup_steps", "widen", "held_steps"];
   const values = preset === CUSTOM ? valuesOf(node, names) : rule?.presets[preset];
-  return values && { ...whole(values), start_percent: 0, end_percent: 1 };
+  return values && { ...whole(values), start_percent: 0, end_percent: 1, spaced: preset !== CUSTOM };
 }
 
 /** @param {any} node @returns {any} */

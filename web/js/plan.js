@@ -3,7 +3,7 @@
 
 /**
  * @typedef {"warmup" | "anchor" | "selective" | "held"} Kind
- * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, widen: boolean, held_steps: number }} Schedule
+ * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, widen: boolean, held_steps: number, spaced?: boolean }} Schedule
  * @typedef {{ fixed: number, kept: number }} Costs
  */
 
@@ -26,7 +26,8 @@ const TINY = 1e-6;
  */
 export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1]) {
   const total = progress.length - 1;
-  const opens = Math.min(Math.max(window[0], Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS))), total);
+  const warm = schedule.spaced ? Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS)) : warmup;
+  const opens = Math.min(Math.max(window[0], warm), total);
   const closes = Math.min(window[1], total - 1);
   const interval = schedule.refresh_interval;
   /** @type {Kind[]} */
@@ -36,7 +37,8 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
   for (let index = 0; kinds.length < total; index += 1) {
     const length = index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval;
     const most = Math.min(length, interval) - 1;
-    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), most, closes)));
+    const end = Math.min(full + 1 + most, closes);
+    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Boolean(schedule.spaced))));
     [before, full] = [full, kinds.length - 1];
   }
   return kinds.slice(0, total);
@@ -57,27 +59,26 @@ function stepsBefore(progress, level) {
   return found < 0 ? progress.length - 2 : found;
 }
 
-/** Whether a step may be left out after a full one. @param {readonly number[]} progress @param {number} full @param {number} step */
-function reaches(progress, full, step) {
-  const falls = step > 0 && step < progress.length - 1 && progress[step - 1] < progress[step] && progress[step] < progress[step + 1];
-  return falls && progress[step + 1] - progress[full] <= Math.min(0.25, 0.1 + progress[full] / 3) + TINY;
+/** Whether the noise level falls into and out of a step. @param {readonly number[]} progress @param {number} step */
+function fallsThrough(progress, step) {
+  return step > 0 && step < progress.length - 1 && progress[step - 1] < progress[step] && progress[step] < progress[step + 1];
 }
 
 /**
+ * How many of the steps from `first` up to `end` need not be computed in full after the `full` one, which follows the one `before`.
  * @param {readonly number[]} progress
  * @param {number} before
  * @param {number} full
- * @param {number} most
- * @param {number} closes
+ * @param {number} first
+ * @param {number} end
+ * @param {boolean} spaced
  */
-function room(progress, before, full, most, closes) {
-  let count = 0;
-  while (count < most && full + 1 + count < closes) {
-    const step = full + 1 + count;
-    if (!reaches(progress, full, step) || progress[step + 1] - progress[before] > WIDEST_PAIR + TINY) break;
-    count += 1;
-  }
-  return count;
+function room(progress, before, full, first, end, spaced) {
+  const widest = Math.min(0.25, 0.1 + progress[full] / 3) + TINY;
+  const near = (/** @type {number} */ next) => progress[next] - progress[full] <= widest && progress[next] - progress[before] <= WIDEST_PAIR + TINY;
+  let step = first;
+  while (step < end && fallsThrough(progress, step) && (!spaced || near(step + 1))) step += 1;
+  return step - first;
 }
 
 /**
