@@ -138,6 +138,7 @@ class Run:
         self._evidence_fits = True
         self._nan: Tensor | None = None
         self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
+        self._all_arrive = True
         self._last_full: int | None = None  # step
         self._answered: int | None = None  # the last step that was skipped
         self._dense_rows = 0
@@ -244,6 +245,7 @@ class Run:
         self._follow_conditionings(active)
         if self.step - before not in (0, 1):  # what became of the steps in between is not known here
             self._forecaster.lose_count()
+            self._all_arrive = False
         if self._backbone is not None and (self.kind is not StepKind.WARMUP or self.step == self._map_from):
             self._make_map()
 
@@ -262,6 +264,9 @@ class Run:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
         ready = self._may_skip and self._forecaster.ready and not self._settling
         if self.kind is not StepKind.HELD or not ready or not self._near_enough:
+            return None
+        if not self._all_arrive:
+            self.note("Another node or the sampler leaves out steps of its own, so none are skipped from there on.", NoteLevel.WARNING)
             return None
         self._rows[1] = self._dense_rows
         self._skipped, self._answered = True, self.step
