@@ -260,6 +260,12 @@ class Run:
         if self._settling and not self.kind.dense:
             self.note(f"The conditionings change during the run; the {STEPS_AFTER_CHANGE} steps from there run in full.")
 
+    def compute_all(self, reason: str) -> None:
+        """Leave out nothing from the next evaluation on; `reason`: the end of a sentence."""
+        if not all(kind.dense for kind in self.plan):
+            self.plan = tuple(kind if kind.dense else StepKind.ANCHOR for kind in self.plan)
+            self.note(f"Every step is computed, so nothing is saved: {reason}.", NoteLevel.WARNING)
+
     def held(self) -> Tensor | None:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
         ready = self._may_skip and self._forecaster.ready and not self._settling

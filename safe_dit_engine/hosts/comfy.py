@@ -35,7 +35,7 @@ from ..partition import PartitionConfig
 from ..run import FROZEN, UNCOMPILED, BranchCall, Obstacle, Run, SafeConfig, leaves_graphs
 from ..steps.levels import progress_of
 from ..steps.plan import ScheduleConfig, window_of_sigmas
-from ..steps.samplers import find_sampler
+from ..steps.samplers import PARTS, find_sampler
 from .comfy_conds import active_at
 from .comfy_live import LiveRun
 
@@ -45,6 +45,7 @@ KEY = "safe_dit"
 CONFIG = "safe_dit_config"
 RUN = "safe_dit_run"
 OVERRIDE = "optimized_attention_override"
+POST_CFG = "sampler_post_cfg_function"
 
 # Patches that want the image at full length after a block.
 FULL_LENGTH_PATCHES = frozenset(
@@ -152,9 +153,11 @@ def outer_sample(executor: Executor, noise: Tensor, latent: Tensor, sampler: Any
     start = partial(_start_run, guider, options["transformer_options"][CONFIG], tuple(latent.shape), _function_name(sampler))
     live = LiveRun(start(sampler if isinstance(sampler, SelectiveSampler) else None, sigmas.tolist()))
     live.start, live.followed = start, sampler
+    live.post_cfg = len(options.get(POST_CFG, ()))
     options["transformer_options"][RUN] = live
     if live.run.config.guidance is not None:
-        options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), _reweight_with(live)]
+        options[POST_CFG] = [*options.get(POST_CFG, []), _reweight_with(live)]
+        live.post_cfg += 1
     guider.model_options = options
     try:
         return executor(noise, latent, sampler, sigmas, *args, **kwargs)
@@ -252,6 +255,8 @@ def predict_noise(executor: Executor, x: Tensor, timestep: Tensor, model_options
         return executor(x, timestep, model_options, *args, **kwargs)
     guider, sigma = executor.class_obj, float(timestep.flatten()[0])  # type: ignore[attr-defined]
     live.roles = _roles(guider)
+    if len(model_options.get(POST_CFG, ())) > live.post_cfg:  # the sampler itself listens in, as the CFG++ samplers do
+        live.run.compute_all(f"this sampler {PARTS}")
     live.run.begin_evaluation(sigma, active_at(guider.conds, sigma), x.device)
     prediction = live.run.held()
     if prediction is None:

@@ -62,6 +62,7 @@ class LiveRun:
         self.roles: dict[int, str] = {}
         # Conditionings of calls that were seen to attend without masks: there is nothing to judge in them.
         self.unmasked: set[tuple[Any, ...]] = set()
+        self.post_cfg = 0  # functions that change a guided prediction, before the sampler adds its own
         self.attention: object = None  # the attention override of the first evaluation of a step
         self.over = False  # the sampler that has the schedule is done; what samples on runs as if the pack were not there
         self.start: Callable[[Any, list[float]], Run] | None = None  # makes the run anew: by a sampler's schedule, over noise levels

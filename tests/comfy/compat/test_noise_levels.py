@@ -1,0 +1,242 @@
+"""Samplers, schedulers, few steps, split and turned-round runs, on the demo model: a wrong picture would show."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+PRESETS = ("quality", "balanced", "fast", "draft", "paper")
+# Scenes with their seeds; the first is the one whose background once turned another colour.
+SCENES = ((3, 3), (1, 11))
+CFG_PP = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp")
+
+
+class Sampling:
+    """The demo model at 128 px through ComfyUI's custom sampler nodes."""
+
+    def __init__(self, guests: Any, demo: Any) -> None:
+        self.comfy, self.demo = guests, demo
+
+    def accelerated(self, preset: str, model: Any = None, **values: Any) -> Any:
+        inputs = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "widen": False, **values}
+        return self.comfy.execute("SafeDitAccelerate", model=model or self.demo.model, preset=preset, **inputs)[0]
+
+    def sigmas(self, steps: int, scheduler: str = "simple", model: Any = None) -> Tensor:
+        inputs = {"scheduler": scheduler, "steps": steps, "denoise": 1.0}
+        found: Tensor = self.comfy.execute("BasicScheduler", model=model or self.demo.model, **inputs)[0]
+        return found
+
+    def sampler(self, name: str) -> Any:
+        return self.comfy.execute("KSamplerSelect", sampler_name=name)[0]
+
+    def latent(
+        self, model: Any, sigmas: Tensor, sampler: Any = "euler", scene: int = 3, seed: int = 3, cfg: float = 4.0, start: Any = None
+    ) -> Tensor:
+        """A latent `[1, 16, 16, 16]`; `start`: the one to go on from, without noise."""
+        positive, negative = self.demo.prompt(scene), self.demo.prompt(None)
+        guider = self.comfy.execute("CFGGuider", model=model, positive=positive, negative=negative, cfg=cfg)[0]
+        noise = self.comfy.execute("RandomNoise", noise_seed=seed)[0] if start is None else self.comfy.execute("DisableNoise")[0]
+        latent = {"samples": torch.zeros(1, 16, 16, 16) if start is None else start}
+        executing = importlib.import_module("comfy_execution.utils").CurrentNodeContext
+        sampler = self.sampler(sampler) if isinstance(sampler, str) else sampler
+        with torch.inference_mode(), executing("prompt", "sampler"):
+            inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+            return self.comfy.execute("SamplerCustomAdvanced", **inputs)[0]["samples"]
+
+    def plan(self) -> str:
+        return "".join(record.kind.value[0] for record in self.report().evaluations)
+
+    def report(self) -> Any:
+        return self.comfy.engine("hosts.comfy_live").finished_report("sampler")
+
+    def closeness(self, preset: str, steps: int, sampler: str, scheduler: str = "simple") -> tuple[float, float]:
+        """Decibels to the full run, of a preset and of as many full steps; the means over the scenes."""
+        ours, fewer = [], []
+        model, full_model = self.accelerated(preset), self.demo.model
+        for scene, seed in SCENES:
+            full = self.latent(full_model, self.sigmas(steps, scheduler), sampler, scene, seed)
+            ours.append(decibels(self.latent(model, self.sigmas(steps, scheduler), sampler, scene, seed), full))
+            count = math.floor(self.report().rows_computed_share * steps + 1e-6)
+            fewer.append(decibels(self.latent(full_model, self.sigmas(count, scheduler), sampler, scene, seed), full))
+        return sum(ours) / len(ours), sum(fewer) / len(fewer)
+
+
+def decibels(latent: Tensor, full: Tensor) -> float:
+    """Standard deviation of the full run's latent over the error's."""
+    error = float((latent - full).pow(2).mean() / full.var())
+    return 100.0 if error == 0.0 else min(100.0, -10.0 * math.log10(error))
+
+
+@pytest.fixture(scope="module")
+def sampling(guests: Any, demo: Any) -> Sampling:
+    return Sampling(guests, demo)
+
+
+@pytest.mark.parametrize("steps", [6, 8, 10, 12, 15])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_few_steps_are_no_worse_than_fewer_steps(sampling: Sampling, sampler: str, steps: int) -> None:
+    ours, fewer = sampling.closeness("balanced", steps, sampler)
+    assert ours >= fewer - 0.5
+    assert sampling.plan().endswith(("w", "a"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("steps", [1, 2, 4, 6])
+def test_where_nothing_is_saved_it_is_said(sampling: Sampling, preset: str, steps: int) -> None:
+    sigmas = sampling.sigmas(steps)
+    ours = sampling.latent(sampling.accelerated(preset), sigmas)
+    assert sampling.report().rows_computed_share == 1.0 and set(sampling.plan()) <= {"w", "a"}
+    assert [note for note in sampling.report().notes if "nothing is saved" in note]
+    assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas))
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform", "beta", "kl_optimal"])
+def test_schedulers(sampling: Sampling, scheduler: str) -> None:
+    ours, fewer = sampling.closeness("balanced", 14, "euler", scheduler)
+    assert ours >= fewer - 0.5
+
+
+def test_a_preset_is_closer_than_fewer_steps_whatever_the_shift(sampling: Sampling) -> None:
+    sampling.comfy.load_extra("nodes_model_advanced.py")
+    for shift in (1.0, 3.0, 6.0):
+        model = sampling.comfy.execute("ModelSamplingSD3", model=sampling.demo.model, shift=shift)[0]
+        sigmas, accelerated = sampling.sigmas(14, model=model), sampling.accelerated("balanced", model)
+        full, ours = sampling.latent(model, sigmas), sampling.latent(accelerated, sigmas)
+        assert "h" in sampling.plan()
+        count = round(sampling.report().rows_computed_share * 14)
+        assert decibels(ours, full) >= decibels(sampling.latent(model, sampling.sigmas(count, model=model)), full)
+
+
+# Turned round, split, stopped midway
+
+
+def test_a_picture_turned_into_noise_is_computed_in_full(sampling: Sampling) -> None:
+    picture = sampling.latent(sampling.demo.model, sampling.sigmas(15))
+    rising = sampling.comfy.execute("FlipSigmas", sigmas=sampling.sigmas(15))[0]
+    ours = sampling.latent(sampling.accelerated("balanced"), rising, start=picture)
+    assert set(sampling.plan()) <= {"w", "a"}
+    assert any("does not fall" in note for note in sampling.report().notes)
+    assert torch.equal(ours, sampling.latent(sampling.demo.model, rising, start=picture))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_split_run_warms_up_once_and_each_part_ends_computed(sampling: Sampling, preset: str) -> None:
+    first, second = sampling.comfy.execute("SplitSigmas", sigmas=sampling.sigmas(24), step=12)
+    model = sampling.accelerated(preset)
+    middle, plans = sampling.latent(model, first), [sampling.plan()]
+    end = sampling.latent(model, second, start=middle)
+    plans.append(sampling.plan())
+    assert all(plan.endswith("a") for plan in plans)
+    assert plans[1].startswith("w") and plans[1].count("w") == 1 and "a" not in plans[1][1:2]
+    full = sampling.latent(sampling.demo.model, sampling.sigmas(24))
+    fewer = sampling.latent(sampling.demo.model, sampling.sigmas(14))
+    assert decibels(end, full) > decibels(fewer, full)
+
+
+def test_levels_that_repeat_and_jump_back_are_computed(sampling: Sampling) -> None:
+    levels = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    sampling.latent(sampling.accelerated("balanced"), torch.tensor(levels))
+    plan = sampling.plan()
+    rising = [step for step in range(1, 20) if not levels[step - 1] > levels[step] > levels[step + 1]]
+    assert "h" in plan and all(plan[step] in "wa" for step in rising)
+
+
+def test_uneven_levels_stay_close(sampling: Sampling) -> None:
+    """What a refresh makes up for is bounded where its own step is short."""
+    levels = torch.tensor([1.0, 0.97, 0.94, 0.91, 0.88, 0.8, 0.7, 0.6, 0.5, 0.499, 0.4, 0.3, 0.2, 0.1, 0.0])
+    full = sampling.latent(sampling.demo.model, levels)
+    with_corrector, without = (
+        decibels(sampling.latent(sampling.accelerated("custom", held_steps=2, refresh_interval=3, settle=settle), levels), full)
+        for settle in (True, False)
+    )
+    assert with_corrector > without - 1.0
+
+
+# Samplers
+
+
+@pytest.mark.parametrize("sampler", CFG_PP)
+def test_samplers_that_take_more_than_the_prediction_compute_everything(sampling: Sampling, sampler: str) -> None:
+    sigmas = sampling.sigmas(12)
+    ours = sampling.latent(sampling.accelerated("balanced"), sigmas, sampler)
+    assert set(sampling.plan()) <= {"w", "a"} and any("unconditional" in note for note in sampling.report().notes)
+    assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
+
+
+def test_an_unknown_sampler_that_listens_in_computes_everything(sampling: Sampling) -> None:
+    """Another pack's CFG++ sampler, known by no name, adds a function of its own as the core's do."""
+    import comfy.k_diffusion.sampling as core
+    from comfy.samplers import KSAMPLER
+
+    def listener(*args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = core.sample_euler_cfg_pp(*args, **kwargs)
+        return found
+
+    sigmas = sampling.sigmas(12)
+    ours = sampling.latent(sampling.accelerated("balanced"), sigmas, KSAMPLER(listener))
+    assert set(sampling.plan()) <= {"w", "a"} and any("unconditional" in note for note in sampling.report().notes)
+    assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, KSAMPLER(listener)))
+
+
+def test_an_unknown_sampler_is_treated_with_caution(sampling: Sampling) -> None:
+    """Its skipped steps reuse the last prediction: what it makes of one is not known."""
+    import comfy.k_diffusion.sampling as core
+    from comfy.samplers import KSAMPLER
+
+    def unknown(*args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = core.sample_euler(*args, **kwargs)
+        return found
+
+    sigmas = sampling.sigmas(20)
+    by_hand = sampling.accelerated("custom", warmup_steps=4, refresh_interval=2, held_steps=1, forecast=0.0, settle=False)
+    plain = sampling.latent(by_hand, sigmas)
+    cautious = sampling.latent(sampling.accelerated("quality"), sigmas, KSAMPLER(unknown))
+    assert "h" in sampling.plan() and torch.equal(cautious, plain)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])
+def test_samplers_with_levels_of_their_own_compute_everything(sampling: Sampling, sampler: str) -> None:
+    sigmas = sampling.sigmas(10)
+    ours = sampling.latent(sampling.accelerated("draft"), sigmas, sampler)
+    assert "h" not in sampling.plan() and any("this sampler" in note for note in sampling.report().notes)
+    assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
+
+
+# Two caches
+
+
+@pytest.mark.parametrize("first", ["cache", "ours"])
+def test_a_cache_that_answers_steps_itself(sampling: Sampling, first: str) -> None:
+    sampling.comfy.load_extra("nodes_easycache.py")
+
+    def cached(model: Any) -> Any:
+        values = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+        return sampling.comfy.execute("LazyCache", model=model, **values)[0]
+
+    plain, sigmas = sampling.demo.model, sampling.sigmas(20)
+    both = sampling.accelerated("balanced", cached(plain)) if first == "cache" else cached(sampling.accelerated("balanced"))
+    full = sampling.latent(plain, sigmas)
+    alone = [decibels(sampling.latent(model, sigmas), full) for model in (cached(plain), sampling.accelerated("balanced"))]
+    together = decibels(sampling.latent(both, sigmas), full)
+    assert together > min(alone) - 3.0
+
+
+# A second run
+
+
+def test_the_order_of_prompts_changes_nothing(sampling: Sampling) -> None:
+    """Each of these graphs gives the same picture and plan whatever ran before it."""
+    graphs = [("balanced", 20, "euler"), ("paper", 14, "euler"), ("draft", 12, "dpmpp_2m"), ("quality", 8, "heun"), ("fast", 20, "uni_pc")]
+    order = torch.randperm(3 * len(graphs), generator=torch.Generator().manual_seed(0)).tolist()
+    seen: dict[int, tuple[Tensor, str, list[str]]] = {}
+    for number in order:
+        preset, steps, sampler = graphs[number % len(graphs)]
+        found = sampling.latent(sampling.accelerated(preset), sampling.sigmas(steps), sampler)
+        plan, notes = sampling.plan(), sampling.report().notes
+        before = seen.setdefault(number % len(graphs), (found, plan, notes))
+        assert torch.equal(before[0], found) and before[1:] == (plan, notes)
