@@ -40,9 +40,10 @@ COLUMNS = (
 TRAITS = ("sampler", "evaluations a step", "earlier predictions", "stochastic", "corrector", "forecast", "every step computed, because it")
 CAPTION = """\
 PSNR is to the full run of the same captions and seeds, the mean over {pictures} pictures of {size} px at CFG {cfg:g}, scheduler
-{scheduler}; equal pictures count as {equal:g} dB. `plan`, a letter a step: w warm-up, a refresh, s selective, h skipped. `fewer_psnr_db`: the run
-without the pack with `fewer_steps` steps, which computes as many rows; `lead_db` is ours less that, `worst_lead_db` the least of a single picture.
-With stochastic samplers a run of fewer steps draws other noise, so it is another picture. Empty: every step was computed."""
+{scheduler}; equal pictures count as {equal:g} dB. `plan`, a letter a step: w warm-up, a refresh, s selective, h skipped.
+`fewer_psnr_db`: the run without the pack with `fewer_steps` steps, which computes as many rows; `lead_db` is ours less that,
+`worst_lead_db` the least of a single picture. With stochastic samplers a run of fewer steps draws other noise, so it is another
+picture. Empty: every step was computed."""
 
 
 def main(argv: Sequence[str], name: str = NAME) -> int:
