@@ -58,7 +58,8 @@ def test_scrubbing(page: Frontend) -> None:
     sampled(page)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     nodes = page.page.evaluate("app.graph.nodes.length")
-    for key, expected in (("Home", 1), ("ArrowRight", 2), ("ArrowUp", 3), ("ArrowLeft", 2), ("End", 16), ("ArrowRight", 16), ("Delete", 16)):
+    moves = (("Home", 1), ("ArrowRight", 2), ("ArrowUp", 3), ("ArrowLeft", 2), ("End", 16), ("ArrowRight", 16), ("Delete", 16))
+    for key, expected in moves:
         widget.press(key)
         assert f"step {expected} of 16" in widget.text(), key
     assert page.page.evaluate("app.graph.nodes.length") == nodes, "Delete went through to the graph"
@@ -133,6 +134,34 @@ def test_the_prediction_follows_the_inputs(page: Frontend) -> None:
     assert "of 10 steps" in widget.text()
     change(page, 4, "keep_ratio", 1.0)
     assert predicted(widget) == 100
+
+
+def test_the_prediction_is_exact_once_a_run_told_its_noise_levels(page: Frontend) -> None:
+    """The demo model's steps lie otherwise than those the page takes for usual: there one full step fewer is planned."""
+    widget = opened(page)
+    change(page, 7, "steps", 14)
+    assert "predicted about 71 % of dense time (10 of 14 steps in full)" in widget.text()
+    run = sampled(page, steps=14)
+    widget.wait(lambda widget: "step 14 of 14" in widget.text())
+    assert sum(message["kind"] in ("warmup", "anchor") for message in run.steps) == 9
+    exact = "predicted 64 % of dense time (9 of 14 steps in full)"
+    assert exact in widget.text()
+    change(page, 7, "steps", 16)
+    assert "predicted about" in widget.text() and "of 16 steps" in widget.text()
+    change(page, 7, "steps", 14)
+    assert exact in widget.text()
+    change(page, 7, "scheduler", "beta")
+    assert "predicted about" in widget.text()
+
+
+def test_a_preset_that_leaves_nothing_out_is_shown_so(page: Frontend) -> None:
+    widget = opened(page)
+    change(page, 7, "steps", 6)
+    assert "predicted about 100 % of dense time (6 of 6 steps in full)" in widget.text()
+    run = sampled(page, steps=6)
+    assert {message["kind"] for message in run.steps} == {"warmup", "anchor"}
+    widget.wait(lambda widget: "Every step is computed, so nothing is saved: with 6 steps they lie so far apart" in widget.text())
+    assert "predicted 100 % of dense time (6 of 6 steps in full)" in widget.text()
 
 
 # What happens to nodes
