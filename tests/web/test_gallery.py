@@ -22,7 +22,7 @@ from .graphs import ACCELERATE, REPORT, SAVE, files, fresh_seed, id_of, overlapp
 
 GALLERY = ("img2img", "hires-fix", "inpainting", "compare")
 BLUEPRINT = "SAFE-DiT sampler"
-STEPS = 6
+STEPS = 12
 # Where the decoder still sees across the mask's edge, in pixels.
 MARGIN = 32
 PICTURES = {"SaveImage": ("images",), "PreviewImage": ("images",), "MaskPreview": ("images",), "ImageCompare": ("a_images", "b_images")}
@@ -40,7 +40,7 @@ WIRE = """(seed) => {
     const report = make('SafeDitReport', 600, 0), decode = make('VAEDecode', 600, 500), save = make('SaveImage', 1000, 0);
     set(latent, { width: 256, height: 256 });
     set(prompt, { text: 'a large red circle at the center on a plain blue background' });
-    set(sampler, { seed, steps: 6 });
+    set(sampler, { seed, steps: 12 });
     for (const text of [prompt, negative]) link(model, 1, text, 'clip');
     link(model, 0, sampler, 'model'); link(prompt, 0, sampler, 'positive'); link(negative, 0, sampler, 'negative');
     link(latent, 0, sampler, 'latent_image'); link(sampler, 0, report, 'latent'); link(report, 0, decode, 'samples');

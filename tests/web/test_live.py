@@ -138,7 +138,7 @@ def drawn_with(page: Frontend, widget: Widget, method: str, seed: int) -> list[i
     page.page.evaluate("(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)", method)
     page.server.free()
     sampled(page, seed, preset="paper")
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     page.page.wait_for_timeout(500)
     shoot(page, f"preview-{method}")
     return picture_of(widget)
@@ -159,7 +159,7 @@ def test_scrubbing_with_a_finger(page: Frontend) -> None:
     widget = opened(page)
     change(page, 4, "preset", "balanced")
     sampled(page)
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     before = page.page.evaluate("JSON.stringify(app.canvas.ds.offset)")
     box: dict[str, Any] = widget.part("timeline").bounding_box()
     session = page.page.context.new_cdp_session(page.page)
@@ -167,7 +167,7 @@ def test_scrubbing_with_a_finger(page: Frontend) -> None:
     note = "(line) => line.addEventListener('pointerdown', (event) => safeDitPointers.push(event.pointerType))"
     widget.part("timeline").evaluate(note)
     for kind, step, expected in (("mousePressed", 1, 1), ("mouseMoved", 3, 3), ("mouseMoved", 5, 5), ("mouseReleased", 5, 5)):
-        send_touch(session, kind, box["x"] + box["width"] * (step - 0.5) / 8, box["y"] + box["height"] / 2)
-        assert f"step {expected} of 8" in widget.text(), kind
+        send_touch(session, kind, box["x"] + box["width"] * (step - 0.5) / 16, box["y"] + box["height"] / 2)
+        assert f"step {expected} of 16" in widget.text(), kind
     assert kinds.evaluate("() => safeDitPointers") == ["touch"]
     assert page.page.evaluate("JSON.stringify(app.canvas.ds.offset)") == before

@@ -20,7 +20,7 @@ def test_loaded_anew_it_is_still_there(page: Frontend) -> None:
     page.open()
     page.load(workflow)
     widget.wait(Widget.connected)
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     assert widget.painted()[0] > 1000
 
 
@@ -29,12 +29,12 @@ def test_a_second_workflow_with_the_same_ids_shows_nothing(page: Frontend) -> No
     first = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
     page.load(first)
     sampled(page)
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     page.load({**first, "id": str(uuid.uuid4())})
     page.page.wait_for_timeout(1000)
     assert "no run yet" in widget.text() and widget.painted() == (0, 0)
     page.load(first)
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     page.page.wait_for_timeout(500)
     assert page.page.evaluate(VIEWS) <= 2 * 3
 
@@ -71,7 +71,7 @@ def test_a_record_that_comes_after_another_workflow_was_opened(page: Frontend) -
     page.page.unroute_all()
     assert "no run yet" in widget.text() and widget.painted() == (0, 0)
     page.load(first)
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
 
 
 def test_another_tab_hears_nothing(page: Frontend, browser: Browser, server: ComfyServer) -> None:

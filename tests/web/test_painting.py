@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import Frontend, read_workflow
 from .graphs import ACCELERATE, sampled
-from .widget import WIDGET, Widget, change, opened, place, roomy, send_touch, shoot, take
+from .widget import WIDGET, Widget, change, opened, place, predicted, roomy, send_touch, shoot, take
 
 SAMPLER = "SafeDitSelectiveSampler"
 PAINTED = "painted_tokens"
@@ -73,11 +73,11 @@ def test_what_is_painted_is_computed_or_not(page: Frontend) -> None:
     shoot(page, "painted")
     run = sampled(page, **CUSTOM)
     found = masks(run)
-    assert len(found) == 5
+    assert len(found) == 10  # of 14 steps after warm-up, every fourth and the last are full
     for mask in found:
         assert mask.shape == (16, 16) and mask[0].all() and not mask[15].any()
         assert mask.sum() == 52
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     shoot(page, "painted-run")
 
 
@@ -97,7 +97,7 @@ def test_a_painting_of_another_size_is_resized(page: Frontend) -> None:
 def test_after_a_run_it_is_painted_on_the_grid_of_the_run(page: Frontend) -> None:
     widget = roomy(page)
     sampled(page, **CUSTOM, width=512, height=256)
-    widget.wait(lambda widget: "step 8 of 8" in widget.text())
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
     take(widget, "paint")
     page.page.mouse.click(*place(widget, 31, 2, (32, 16)))
     widget.text()
@@ -295,21 +295,16 @@ def test_the_prediction_counts_what_is_painted(page: Frontend) -> None:
     widget = roomy(page)
     for name, value in {**CUSTOM, "keep_ratio": 0.1}.items():
         change(page, 4, name, value)
-    few = share(widget)
+    few = predicted(widget)
     take(widget, "paint")
     for row in range(8):
         drag(page, widget, (0, row), (15, row))
-    half = share(widget)
+    half = predicted(widget)
     assert half > few + 15
     take(widget, "context")
     for row in range(15):
         drag(page, widget, (0, row), (15, row))
-    assert share(widget) < few
-
-
-def share(widget: Widget) -> int:
-    """The predicted share of dense time in percent."""
-    return int(widget.text().split("predicted ")[1].split(" ")[0])
+    assert predicted(widget) < few
 
 
 def test_the_report_has_no_tools(page: Frontend) -> None:

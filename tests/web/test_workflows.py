@@ -14,7 +14,7 @@ from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, UNKNOWN, fresh_seed, id_
 
 WORKFLOWS = ("quickstart", "four-nodes")
 STEP_FIELDS = {
-    "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "workflow", "node", "prompt_id",
+    "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "levels", "workflow", "node", "prompt_id",
     "sampler", "show",
 }  # fmt: skip
 
@@ -56,8 +56,8 @@ def test_a_missing_node_would_be_seen(frontend: Frontend) -> None:
 
 
 KINDS = {
-    "quickstart": ["warmup", "warmup", "warmup", "warmup", "held", "anchor", "held", "held"],
-    "four-nodes": ["warmup", "warmup", "warmup", "warmup", "selective", "anchor", "selective", "selective"],
+    "quickstart": "wwwwhahahhahhaha",
+    "four-nodes": "wwwwsasassassasa",
 }
 
 
@@ -69,8 +69,9 @@ def test_runs_and_sends_live_steps(
     run = sampled(frontend, fresh_seed())
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
-    assert [message["step"] for message in run.steps] == list(range(8))
-    assert [message["kind"] for message in run.steps] == KINDS[name]
+    assert [message["step"] for message in run.steps] == list(range(16))
+    assert "".join(message["kind"][0] for message in run.steps) == KINDS[name]
+    assert [message["levels"] is not None for message in run.steps] == [True] + [False] * 15  # once is enough
     for message in run.steps:
         assert set(message) == STEP_FIELDS
         ids = {"workflow": workflow["id"], "node": id_of(workflow, addressed), "prompt_id": run.detail["prompt_id"]}

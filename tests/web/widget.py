@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,13 @@ class Widget:
         """A key while it has the focus."""
         self.part("").evaluate("(element) => element.focus()")
         self._page.keyboard.press(key)
+
+
+def predicted(widget: Widget) -> int:
+    """The share of dense time, in percent, that it predicts; before a run has told its noise levels it says "about"."""
+    found = re.search(r"predicted (?:about )?(\d+) % of dense time", widget.text())
+    assert found, widget.text()
+    return int(found[1])
 
 
 def shoot(page: Frontend, name: str) -> None:
