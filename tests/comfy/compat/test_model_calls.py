@@ -299,4 +299,4 @@ def test_the_signal_spread_knows_frames(comfy: Any, name: str) -> None:
     tiny = TinyFamily(comfy, next(family for family in FAMILIES if family.name == name))
     partition = {"keep_ratio": 0.25, "signal": "spread", "warmup_steps": 2, "smoothing": 0.7}
     tiny.sample(comfy.execute("SafeDitPartitioner", model=tiny.accelerated(), **partition)[0])
-    assert tiny.report().counts()["selective"] == 5 and tiny.report().notes == []
+    assert tiny.report().counts()["selective"] == 4 and tiny.report().notes == []
