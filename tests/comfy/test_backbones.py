@@ -183,7 +183,7 @@ def test_another_input_gives_another_picture(tiny: TinyFamily) -> None:
     plain = tiny.sample(tiny.model)
     found = tiny.sample(tiny.accelerated())
     assert (found - plain).abs().max() > 1e-4 * plain.abs().max()
-    assert tiny.report().counts() == {"warmup": 2, "anchor": 1, "selective": 5}
+    assert tiny.report().counts() == {"warmup": 2, "anchor": 2, "selective": 4}
     assert 0.3 < tiny.report().rows_computed_share < 0.85
 
 

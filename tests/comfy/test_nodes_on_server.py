@@ -21,7 +21,7 @@ Nodes = dict[str, dict[str, Any]]
 
 SIZE, STEPS, TOKENS = 256, 8, 256
 CUSTOM = {"preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.6, "widen": False}
-PLAN = ["warmup", "warmup", "selective", "selective", "selective", "anchor", "selective", "selective"]
+PLAN = ["warmup", "warmup", "selective", "selective", "selective", "anchor", "selective", "anchor"]
 STEP_FIELDS = {
     "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "workflow", "node", "prompt_id",
     "sampler", "show",

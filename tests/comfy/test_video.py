@@ -79,7 +79,7 @@ def test_reference_frames_are_held(video: TinyFamily) -> None:
     video.sample(model, positive=positive, negative=negative)
     assert largest(found) == 0.0
     assert video.report().notes == []
-    assert video.report().counts()["selective"] == 5
+    assert video.report().counts()["selective"] == 4
 
 
 def test_the_clip_image_tells_nothing_of_the_prompt(comfy: Any) -> None:
@@ -113,7 +113,7 @@ def test_frames_with_their_own_noise_level_run_dense(comfy: Any, name: str) -> N
         "Dense, because the noise level differs from frame to frame."
     ]
     tiny.sample(tiny.accelerated(), latent_image=latent)
-    assert tiny.report().counts()["selective"] == 5
+    assert tiny.report().counts()["selective"] == 4
 
 
 def test_a_reference_image_before_the_video_runs_dense(video: TinyFamily) -> None:

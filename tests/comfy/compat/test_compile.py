@@ -11,6 +11,7 @@ import torch
 
 from ..conftest import InProcessComfy, TinyNextDiT
 
+STEPS = 16  # so many that a preset leaves some out
 WHOLE_STEPS = ["quality", "balanced", "fast", "draft"]
 UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "widen": False}
 
@@ -56,38 +57,38 @@ def elided(tiny: Any, model: Any) -> Any:
 def test_a_model_without_masks_stays_one_graph(tiny: Any, compile_: Compile, patched: str) -> None:
     model = compile_(tiny.model)
     chosen = preset(tiny, "balanced", model) if patched == "balanced" else elided(tiny, model)
-    tiny.sample(chosen)
+    tiny.sample(chosen, steps=STEPS)
     assert graphs() == (1, 0)
-    tiny.sample(chosen, seed=4)
+    tiny.sample(chosen, seed=4, steps=STEPS)
     assert graphs() == (1, 0), "the second run finds the graph of the first"
     assert tiny.report().masks == "no mask was seen in the compiled model: nothing to elide"
 
 
 def test_a_whole_graph_stays_whole(tiny: Any, compile_: Compile) -> None:
     model = compile_(tiny.model, fullgraph=True)
-    plain = tiny.sample(model)
+    plain = tiny.sample(model, steps=STEPS)
     for name in WHOLE_STEPS:
-        found = tiny.sample(preset(tiny, name, model))
+        found = tiny.sample(preset(tiny, name, model), steps=STEPS)
         assert tiny.report().counts()["held"] > 0 and tiny.report().notes == []
-        assert torch.allclose(found, tiny.sample(preset(tiny, name, tiny.model)), atol=1e-4)
-    assert torch.equal(tiny.sample(elided(tiny, model)), plain)
-    assert torch.equal(tiny.sample(model), plain)
+        assert torch.allclose(found, tiny.sample(preset(tiny, name, tiny.model), steps=STEPS), atol=1e-4)
+    assert torch.equal(tiny.sample(elided(tiny, model), steps=STEPS), plain)
+    assert torch.equal(tiny.sample(model, steps=STEPS), plain)
     assert graphs()[1] == 0
 
 
 def test_parts_of_steps_leave_a_whole_graph(tiny: Any, compile_: Compile) -> None:
-    found = tiny.sample(preset(tiny, "paper", compile_(tiny.model, fullgraph=True)))
+    found = tiny.sample(preset(tiny, "paper", compile_(tiny.model, fullgraph=True)), steps=STEPS)
     assert tiny.report().counts()["selective"] > 0
     assert [note.split(",")[0] for note in tiny.report().notes] == ["Without torch.compile"]
-    assert torch.equal(found, tiny.sample(preset(tiny, "paper", tiny.model)))
+    assert torch.equal(found, tiny.sample(preset(tiny, "paper", tiny.model), steps=STEPS))
 
 
 def test_a_torch_that_cannot_leave_a_graph_runs_in_full(tiny: Any, compile_: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.compiler.set_stance` came with torch 2.6; ComfyUI asks for 2.5."""
     monkeypatch.delattr(torch.compiler, "set_stance")
     model = compile_(tiny.model, fullgraph=True)
-    found = tiny.sample(preset(tiny, "paper", model))
-    assert torch.equal(found, tiny.sample(model))
+    found = tiny.sample(preset(tiny, "paper", model), steps=STEPS)
+    assert torch.equal(found, tiny.sample(model, steps=STEPS))
     assert tiny.report().notes[0] == "Dense, because torch.compile froze the model's graph."
 
 
@@ -96,15 +97,15 @@ def test_masks_in_a_whole_graph(lens: Any, compile_: Compile, filtered: bool) ->
     """Lens carries a mask of zeros in every call. Its graph judges masks anew in every run, and none where the pack is bypassed."""
     filter_ = importlib.import_module("comfy_extras.nodes_torch_compile").skip_torch_compile_dict
     model = compile_(lens.model, fullgraph=True, options={"guard_filter_fn": filter_} if filtered else None)
-    eager = lens.sample(lens.model)
-    found = lens.sample(lens.certified(model=model))
+    eager = lens.sample(lens.model, steps=STEPS)
+    found = lens.sample(lens.certified(model=model), steps=STEPS)
     assert torch.allclose(found, eager, atol=1e-4)
     counts = lens.report().ledger.counts()
     assert counts["masked"] == counts["elided"] > 0
-    found = lens.sample(preset(lens, "balanced", model))
+    found = lens.sample(preset(lens, "balanced", model), steps=STEPS)
     counts = lens.report().ledger.counts()
     assert counts["masked"] == counts["elided"] > 0 and lens.report().counts()["held"] > 0
-    plain = lens.sample(model)
+    plain = lens.sample(model, steps=STEPS)
     assert torch.allclose(plain, eager, atol=1e-4)
     assert lens.report().ledger.counts() == counts, "a bypassed node judges nothing"
     assert graphs()[1] == 0

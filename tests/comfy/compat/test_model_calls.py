@@ -18,6 +18,7 @@ FRAMES = {"samples": torch.zeros(1, 16, 7, 8, 12)}
 WINDOWS = "Dense, because context windows slide over the latent."
 PART = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
 SPLIT = "Dense, because another node runs the model's attention on a part of the batch at a time."
+STEPS = 16  # so many that a preset leaves some out
 UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "widen": False}
 Watch = Callable[..., Any]
 
@@ -58,11 +59,11 @@ def windowed(video: TinyFamily, length: int) -> Any:
 @pytest.mark.parametrize("length", [17, 13, 9], ids=["5 of 7 frames", "4 of 7 frames", "3 of 7 frames"])
 def test_windows_over_the_frames_of_a_video(video: TinyFamily, length: int) -> None:
     model = windowed(video, length)
-    plain = video.sample(model, latent_image=FRAMES)
-    found = video.sample(preset(video, "balanced", model), latent_image=FRAMES)
-    assert video.report().counts() == {"warmup": 4, "anchor": 1, "held": 3} and video.report().notes == []
+    plain = video.sample(model, latent_image=FRAMES, steps=STEPS)
+    found = video.sample(preset(video, "balanced", model), latent_image=FRAMES, steps=STEPS)
+    assert video.report().counts() == {"warmup": 4, "anchor": 6, "held": 6} and video.report().notes == []
     assert 0.0 < (found - plain).abs().max() < 1.5 * plain.abs().max()
-    assert torch.equal(video.sample(preset(video, "paper", model), latent_image=FRAMES), plain)
+    assert torch.equal(video.sample(preset(video, "paper", model), latent_image=FRAMES, steps=STEPS), plain)
     assert video.report().notes == [WINDOWS] and video.report().sensitivity is None
 
 
@@ -90,11 +91,11 @@ def tiled(model: Any) -> Any:
 
 def test_tiles(tiny: Any) -> None:
     model = tiled(tiny.model)
-    plain = tiny.sample(model)
-    assert torch.equal(tiny.sample(preset(tiny, "paper", model)), plain)
+    plain = tiny.sample(model, steps=STEPS)
+    assert torch.equal(tiny.sample(preset(tiny, "paper", model), steps=STEPS), plain)
     assert tiny.report().notes[0] == PART
-    found = tiny.sample(preset(tiny, "quality", model))
-    assert tiny.report().counts()["held"] == 2 and tiny.report().notes == []
+    found = tiny.sample(preset(tiny, "quality", model), steps=STEPS)
+    assert tiny.report().counts()["held"] == 6 and tiny.report().notes == []
     assert 0.0 < (found - plain).abs().max() < 0.5 * plain.abs().max()
 
 
@@ -119,13 +120,13 @@ def split_attention(model: Any) -> Any:
 
 def test_attention_that_runs_one_conditioning_at_a_time(video: TinyFamily) -> None:
     model = split_attention(video.model)
-    plain = video.sample(model)
-    assert torch.equal(video.sample(preset(video, "paper", model)), plain)
+    plain = video.sample(model, steps=STEPS)
+    assert torch.equal(video.sample(preset(video, "paper", model), steps=STEPS), plain)
     assert video.report().notes == [SPLIT]
-    video.sample(preset(video, "balanced", model))
-    assert video.report().counts()["held"] == 3 and video.report().notes == []
+    video.sample(preset(video, "balanced", model), steps=STEPS)
+    assert video.report().counts()["held"] == 6 and video.report().notes == []
     weighted = video.comfy.execute("SafeDitSensitivityCFG", model=model, context_scale=2.0, sensitive_scale=6.0)[0]
-    assert not torch.equal(video.sample(weighted), plain)
+    assert not torch.equal(video.sample(weighted, steps=STEPS), plain)
     assert video.report().notes == ["The model's attention could not be read; the map comes from the guidance signal alone."]
     video.sample(video.model)
 
@@ -269,11 +270,11 @@ def test_skipped_steps_alone_install_nothing(tiny: Any, lens: Any) -> None:
         return output
 
     found: list[tuple[int, bool]] = []
-    tiny.sample(watched(preset(tiny, "balanced"), watch))
-    assert found == [(0, True)] + [(0, False)] * 4, "one look for masks, and never again"
-    assert tiny.report().sensitivity is None and tiny.report().rows_computed_share == 5 / 8
+    tiny.sample(watched(preset(tiny, "balanced"), watch), steps=STEPS)
+    assert found == [(0, True)] + [(0, False)] * 9, "one look for masks, and never again"
+    assert tiny.report().sensitivity is None and tiny.report().rows_computed_share == 10 / STEPS
     found.clear()
-    lens.sample(watched(preset(lens, "balanced", lens.model), watch), steps=8)
+    lens.sample(watched(preset(lens, "balanced", lens.model), watch), steps=STEPS)
     assert all(override for _, override in found), "its masks are to be elided"
 
 
@@ -283,7 +284,7 @@ def test_skipped_steps_alone_install_nothing(tiny: Any, lens: Any) -> None:
 @pytest.mark.parametrize("name", ["balanced", "paper"])
 def test_a_prediction_that_is_no_number_is_said_once(tiny: Any, name: str) -> None:
     broken = [[text * torch.nan, extras] for text, extras in tiny.prompt(1)]
-    latent = tiny.sample(preset(tiny, name), positive=broken)
+    latent = tiny.sample(preset(tiny, name), positive=broken, steps=STEPS)
     report, pictures = tiny.report(), tiny.comfy.engine("pictures")
     assert latent.isnan().any()
     assert [note for note in report.notes if "NaN" in note] == [
@@ -299,4 +300,4 @@ def test_the_signal_spread_knows_frames(comfy: Any, name: str) -> None:
     tiny = TinyFamily(comfy, next(family for family in FAMILIES if family.name == name))
     partition = {"keep_ratio": 0.25, "signal": "spread", "warmup_steps": 2, "smoothing": 0.7}
     tiny.sample(comfy.execute("SafeDitPartitioner", model=tiny.accelerated(), **partition)[0])
-    assert tiny.report().counts()["selective"] == 5 and tiny.report().notes == []
+    assert tiny.report().counts()["selective"] == 4 and tiny.report().notes == []
