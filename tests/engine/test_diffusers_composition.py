@@ -370,7 +370,8 @@ def test_image_to_image_begins_in_the_middle() -> None:
         assert torch.equal(tiny.sample(**small), plain)
     with apply(pipe, "balanced") as safe:
         tiny.sample(**small)
-    assert safe.report().total_steps == 9 and safe.report().counts() == {"warmup": 4, "anchor": 2, "held": 3}
+    # By its noise level the picture is almost half done when the run begins: no more warm-up than the first step.
+    assert safe.report().total_steps == 9 and safe.report().counts() == {"warmup": 1, "held": 5, "anchor": 3}
 
 
 def test_callbacks_and_a_second_size() -> None:
