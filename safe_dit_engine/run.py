@@ -32,7 +32,7 @@ from .sensitivity import Evidence, guidance_strength
 from .steps.clock import StepClock
 from .steps.forecast import Forecaster, weight_of
 from .steps.levels import flow_progress
-from .steps.plan import ScheduleConfig, StepKind, leaps, plan_steps, reaches, trust, why_full
+from .steps.plan import ScheduleConfig, StepKind, plan_steps, reaches, trust, why_full
 from .steps.samplers import EULER, Sampler
 from .stopwatch import Stopwatch
 
@@ -175,8 +175,6 @@ class Run:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
         if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
             self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full)}.")
-        if not schedule.spaced and leaps(self.progress, self.plan):
-            self.note("Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset.")
 
     def _runs_full(self, reason: str) -> None:
         self.note(f"{'Selective steps run in full' if self._holds else 'Dense'}, because {reason}.", NoteLevel.WARNING)
@@ -274,6 +272,8 @@ class Run:
         if not self._all_arrive:
             self.note("Another node or the sampler leaves out steps of its own, so none are skipped from there on.", NoteLevel.WARNING)
             return None
+        if not reaches(self.progress, self._last_full or 0, self.step):
+            self.note("Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset.")
         self._rows[1] = self._dense_rows
         self._skipped, self._answered = True, self.step
         return self._forecaster.skipped(self._sigma, self._weight, self._trust(1))

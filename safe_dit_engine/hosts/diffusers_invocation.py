@@ -177,7 +177,8 @@ class Invocation:
 
     def _progress(self, levels: Sequence[float]) -> tuple[float, ...]:
         known = known_of(self._scheduler)
-        return flow_progress(levels) if known is not None and known.noise is Noise.FLOW else plain_progress(levels)
+        flows = known is not None and (known.noise is Noise.FLOW or bool(self._scheduler.config.get("use_flow_sigmas")))
+        return flow_progress(levels) if flows else plain_progress(levels)
 
     def _suited(self) -> SafeConfig:
         """What was asked for, as far as the scheduler bears it."""

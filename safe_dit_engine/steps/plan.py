@@ -116,13 +116,6 @@ def reaches(progress: Sequence[float], full: int, step: int, spaced: bool = True
     return falls_through(progress, step) and (not spaced or progress[step + 1] - progress[full] <= widest_gap(progress[full]) + 1e-6)
 
 
-def leaps(progress: Sequence[float], plan: Sequence[StepKind]) -> bool:
-    """Whether a plan leaves out steps where full ones lie further apart than `widest_gap`."""
-    held = [step for step, kind in enumerate(plan) if kind is StepKind.HELD]
-    full = [next(i for i in range(step, -1, -1) if plan[i].dense) for step in held]
-    return any(progress[step + 1] - progress[start] > widest_gap(progress[start]) + 1e-6 for step, start in zip(held, full, strict=True))
-
-
 def trust(progress: Sequence[float], full: int, end: int) -> float:
     """How far to believe the line through two predictions from the `full` step to the level `end`: not at all over the widest gaps, where
     it overshoots."""

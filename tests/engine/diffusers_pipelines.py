@@ -22,7 +22,9 @@ from safe_dit_engine.steps.plan import ScheduleConfig
 
 TEXT, WIDTH = 10, 24
 HEIGHT, SIDE = 128, 160  # 8 x 10 tokens
-STEPS = 9
+STEPS = 10
+MANY = 16  # so many that presets, which keep full steps close, leave out some of them with every scheduler
+FAR_APART = "Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset."
 BLOCKS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 
 

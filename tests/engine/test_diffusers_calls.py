@@ -18,10 +18,26 @@ from safe_dit_engine.partition import PartitionConfig
 from safe_dit_engine.run import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
 
-from .diffusers_pipelines import HEIGHT, SIDE, STEPS, WIDTH, Tiny, counted, euler, graph, noise, selective, text, tiny_of, weighted
+from .diffusers_pipelines import (
+    FAR_APART,
+    HEIGHT,
+    MANY,
+    SIDE,
+    STEPS,
+    WIDTH,
+    Tiny,
+    counted,
+    euler,
+    graph,
+    noise,
+    selective,
+    text,
+    tiny_of,
+    weighted,
+)
 
 HOLDING = SafeConfig(partition=PartitionConfig(warmup_steps=2), schedule=ScheduleConfig(refresh_interval=3, held_steps=2))
-HELD = "wwhhahhah"
+HELD = "wwhhahhaha"
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
@@ -60,7 +76,7 @@ def test_known_schedulers_hold_steps(scheduler: Any) -> None:
     plain = sample(tiny)
     with apply(tiny.pipe, HOLDING) as safe, counted(tiny.pipe) as ran:
         found = sample(tiny)
-        assert kinds(safe) == HELD and len(ran) == 4 and safe.report().notes == []
+        assert kinds(safe) == HELD and len(ran) == 5 and safe.report().notes == [FAR_APART]
         assert torch.equal(sample(tiny), found), "the second call equals the first"
     assert torch.isfinite(found).all() and not torch.equal(found, plain) and torch.equal(sample(tiny), plain)
 
@@ -68,8 +84,8 @@ def test_known_schedulers_hold_steps(scheduler: Any) -> None:
 @pytest.mark.parametrize(
     ("scheduler", "evaluations"),
     [
-        (diffusers.FlowMatchHeunDiscreteScheduler(), 17), (diffusers.HeunDiscreteScheduler(), 17), (diffusers.KDPM2DiscreteScheduler(), 17),
-        (diffusers.FlowMatchLCMScheduler(), 9), (diffusers.LCMScheduler(), 9), (euler(stochastic_sampling=True), 9),
+        (diffusers.FlowMatchHeunDiscreteScheduler(), 19), (diffusers.HeunDiscreteScheduler(), 19), (diffusers.KDPM2DiscreteScheduler(), 19),
+        (diffusers.FlowMatchLCMScheduler(), 10), (diffusers.LCMScheduler(), 10), (euler(stochastic_sampling=True), 10),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -83,21 +99,25 @@ def test_where_fewer_steps_are_better_all_are_computed(scheduler: Any, evaluatio
     assert [record.step for record in report.evaluations] == [index * STEPS // evaluations for index in range(evaluations)]
 
 
-@pytest.mark.parametrize("sigmas", [[1.0, 0.9, 0.9, 0.7, 0.4, 0.4, 0.2, 0.1, 0.05], np.linspace(0.8, 0.1, 9)])
-def test_levels_of_the_users_own(sigmas: Any) -> None:
-    """Also repeated ones: every evaluation belongs to its own step."""
+@pytest.mark.parametrize(
+    ("sigmas", "expected"),
+    [([1.0, 0.9, 0.9, 0.7, 0.4, 0.4, 0.2, 0.1, 0.05, 0.02], "wwahaahhaa"), (np.linspace(0.8, 0.1, STEPS), HELD)],
+    ids=["repeated", "even"],
+)
+def test_levels_of_the_users_own(sigmas: Any, expected: str) -> None:
+    """Also repeated ones: every evaluation belongs to its own step, and none is left out into or out of which the level does not fall."""
     tiny = tiny_of("sd3")
     with apply(tiny.pipe, HOLDING) as safe:
         found = sample(tiny, sigmas=sigmas)
-    assert kinds(safe) == HELD and [record.step for record in safe.report().evaluations] == list(range(STEPS))
-    assert torch.isfinite(found).all() and safe.report().notes == []
+    assert kinds(safe) == expected and [record.step for record in safe.report().evaluations] == list(range(STEPS))
+    assert torch.isfinite(found).all() and safe.report().notes == [FAR_APART]
 
 
 def test_timesteps_of_the_users_own() -> None:
     tiny = tiny_of("pixart")
     with apply(tiny.pipe, HOLDING) as safe:
-        tiny.sample(timesteps=[999, 900, 800, 640, 500, 380, 200, 90, 10])
-    assert kinds(safe) == HELD and safe.report().notes == []
+        tiny.sample(timesteps=[999, 900, 800, 640, 500, 380, 200, 90, 40, 10])
+    assert kinds(safe) == HELD and safe.report().notes == [FAR_APART]
 
 
 def test_levels_that_rise_run_in_full() -> None:
@@ -148,10 +168,10 @@ def test_two_runs_in_one_call(height: int) -> None:
     twice.pipe.first = height
     twice.pipe.set_progress_bar_config(disable=True)
     with apply(single.pipe, "balanced"):
-        wanted = sample(single)
+        wanted = sample(single, num_inference_steps=MANY)
     with apply(twice.pipe, "balanced") as safe, counted(twice.pipe) as ran:
-        assert torch.equal(sample(twice), wanted)
-    assert len(ran) == 12 and len(safe.report().evaluations) == STEPS and safe.report().notes == [AGAIN]
+        assert torch.equal(sample(twice, num_inference_steps=MANY), wanted)
+    assert len(ran) == 20 and len(safe.report().evaluations) == MANY and safe.report().notes == [AGAIN]
 
 
 def test_nothing_is_held_from_one_model_to_another() -> None:
@@ -224,7 +244,7 @@ def test_batches_and_no_guidance(changes: dict[str, Any]) -> None:
     tiny = tiny_of("flux, true cfg" if "num_images_per_prompt" in changes else "sd3")
     with apply(tiny.pipe, HOLDING) as safe, counted(tiny.pipe) as ran:
         found = sample(tiny, **changes)
-    assert kinds(safe) == HELD and len(ran) == 4 * (2 if "num_images_per_prompt" in changes else 1)
+    assert kinds(safe) == HELD and len(ran) == 5 * (2 if "num_images_per_prompt" in changes else 1)
     assert len(found) == changes.get("num_images_per_prompt", 1) and torch.isfinite(found).all()
 
 
@@ -313,7 +333,7 @@ def test_perturbed_attention_guidance() -> None:
     plain = sample(tiny)
     with apply(pipe, HOLDING) as safe:
         sample(tiny)
-        assert kinds(safe) == HELD and safe.report().notes == []
+        assert kinds(safe) == HELD and safe.report().notes == [FAR_APART]
     with apply(pipe, selective()) as safe:
         assert torch.equal(sample(tiny), plain)
     assert safe.report().notes == ["Dense, because perturbed-attention guidance attends to a part of the batch at a time."]
@@ -341,7 +361,7 @@ def test_modular_pipelines_and_their_guiders(guider: Any) -> None:
     plain = made()
     with apply(pipe, HOLDING) as safe, counted(pipe) as ran:
         found = made()
-        assert kinds(safe) == HELD and len(ran) == 8 and not torch.equal(found, plain)
+        assert kinds(safe) == HELD and len(ran) == 10 and not torch.equal(found, plain)
         assert torch.equal(made(), found)
     assert torch.equal(made(), plain)
 

@@ -21,7 +21,7 @@ from safe_dit_engine.hosts.diffusers import apply
 from safe_dit_engine.masks import MaskMode
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.run import SafeConfig
-from safe_dit_engine.steps.levels import even_progress
+from safe_dit_engine.steps.levels import flow_progress
 from safe_dit_engine.steps.plan import StepKind, plan_steps
 
 SIZE, STEPS = 128, 3
@@ -124,8 +124,9 @@ def subject_methods(subject: Subject, *names: str) -> list[speed.Method]:
 
 
 def test_rows_are_those_of_the_plan(lumina: Subject) -> None:
-    steps, tokens, paper = 9, image_tokens(SIZE), PRESETS["paper"]
-    plan = plan_steps(even_progress(steps), paper.warmup_steps, paper.schedule())
+    steps, tokens, paper = 16, image_tokens(SIZE), PRESETS["paper"]
+    levels = [1.0 - 0.999 * step / (steps - 1) for step in range(steps)]  # the scheduler's own, without a shift
+    plan = plan_steps(flow_progress([*levels, 0.0]), paper.warmup_steps, paper.schedule())
     rows = {kind: 2 * tokens if kind.dense else 0 if kind is StepKind.HELD else 2 * round(paper.keep_ratio * tokens) for kind in StepKind}
     found = sample(lumina, subject_methods(lumina, "paper")[0].enable, Cell(SIZE, steps))
     assert StepKind.SELECTIVE in plan
