@@ -1,6 +1,6 @@
 """What samplers make of a model's prediction, by the name of their function, and what follows for steps that are not computed.
 
-Evidence: docs/samplers.md, which the bench `samplers` writes.
+Evidence: docs/benchmarks/samplers.md, which the bench `samplers` writes.
 """
 
 from __future__ import annotations
