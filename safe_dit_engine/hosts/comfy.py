@@ -198,7 +198,7 @@ def _start_run(
         latent,
         _window(config.schedule, sampling, levels),
         _memory_of(patcher.model),
-        progress=[_progress(sampling, level) for level in levels],
+        progress=_progress(sampling, levels),
         sampler=find_sampler(name),
     )
     if sampler is not None and schedule is not None:
@@ -206,11 +206,12 @@ def _start_run(
     return run
 
 
-def _progress(sampling: Any, sigma: float) -> float:
-    """Progress at a noise level: the model's own sampling object is asked how much picture and noise a latent holds there."""
-    level, zero, one = torch.full((1, 1, 1, 1), sigma), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
-    signal, noise = sampling.noise_scaling(level, zero, one), sampling.noise_scaling(level, one, zero)
-    return progress_of(float(signal), float(noise))
+def _progress(sampling: Any, levels: list[float]) -> list[float]:
+    """Progress at noise levels: the model's own sampling object is asked how much picture and noise a latent holds there."""
+    sigmas = torch.tensor(levels).view(-1, 1, 1, 1)
+    zeros, ones = torch.zeros_like(sigmas), torch.ones_like(sigmas)
+    parts = torch.stack((sampling.noise_scaling(sigmas, zeros, ones), sampling.noise_scaling(sigmas, ones, zeros)), dim=-1)
+    return [progress_of(*pair) for pair in parts.view(-1, 2).tolist()]
 
 
 def _memory_of(base_model: Any) -> Memory:

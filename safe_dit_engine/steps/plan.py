@@ -128,11 +128,13 @@ def why_full(progress: Sequence[float], sampler: str) -> str:
     steps = len(progress) - 1
     if sampler:
         return f"this sampler {sampler}"
-    if steps > 1 and not any(falls_through(progress, step) for step in range(steps)):
+    if steps == 1:
+        return "a run of one step has nothing to leave out, and a node that samples step by step starts a new run at each"
+    if not any(falls_through(progress, step) for step in range(steps)):
         return "the noise level does not fall along this run, as when a picture is turned back into noise"
     if any(reaches(progress, step - 1, step) for step in range(1, steps - 1)):
         return "the settings leave no step for it"
-    return f"with {steps} step{'s' if steps != 1 else ''} they lie so far apart that leaving one out costs more than asking for fewer"
+    return f"with {steps} steps they lie so far apart that leaving one out costs more than asking for fewer"
 
 
 def falls_through(progress: Sequence[float], step: int) -> bool:

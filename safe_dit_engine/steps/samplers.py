@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that were not computed would mislead it"
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
+BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
 
 
@@ -35,14 +36,14 @@ CAUTIOUS = Sampler()
 
 SAMPLERS = {
     "sample_euler": Sampler(corrector=True, forecast=True),
-    "sample_euler_ancestral": Sampler(stochastic=True, corrector=True, forecast=True),
+    "sample_euler_ancestral": Sampler(stochastic=True),
     "sample_euler_cfg_pp": Sampler(full=PARTS),
     "sample_euler_ancestral_cfg_pp": Sampler(stochastic=True, full=PARTS),
-    "sample_heun": Sampler(evaluations=2),
-    "sample_heunpp2": Sampler(evaluations=3),
-    "sample_exp_heun_2_x0": Sampler(evaluations=2),
-    "sample_exp_heun_2_x0_sde": Sampler(evaluations=2, stochastic=True),
-    "sample_dpm_2": Sampler(evaluations=2),
+    "sample_heun": Sampler(evaluations=2, corrector=True, forecast=True),
+    "sample_heunpp2": Sampler(evaluations=3, full=OWN_LEVELS),
+    "sample_exp_heun_2_x0": Sampler(evaluations=2, corrector=True, forecast=True),
+    "sample_exp_heun_2_x0_sde": Sampler(evaluations=2, stochastic=True, corrector=True),
+    "sample_dpm_2": Sampler(evaluations=2, full=BETWEEN),
     "sample_dpm_2_ancestral": Sampler(evaluations=2, stochastic=True),
     "sample_lms": Sampler(memory=3),
     "dpm_fast_function": Sampler(evaluations=3, full=OWN_LEVELS),

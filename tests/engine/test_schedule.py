@@ -141,7 +141,7 @@ def test_what_can_be_reached() -> None:
         (even_progress(20), "does so and so", "this sampler does so and so"),
         (even_progress(20)[::-1], "", "does not fall"),
         (even_progress(4), "", "with 4 steps"),
-        (even_progress(1), "", "with 1 step they"),
+        (even_progress(1), "", "a run of one step"),
         (even_progress(20), "", "the settings leave no step"),
     ],
 )

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from .sentences import FAR
+
 SENTENCE = "Steps in which a guidance node evaluates the model once more run in full, because it changes the model's attention."
 
 
@@ -56,7 +58,7 @@ def test_whole_steps_leave_it_alone(tiny: Any, guests: Any) -> None:
     tiny.sample(tiny.accelerated(**held))
     alone = tiny.report().counts()
     tiny.sample(tiny.accelerated(model=guided(guests, tiny.model, 2.0, changed=True), **held))
-    assert tiny.report().counts() == alone and tiny.report().notes == []
+    assert tiny.report().counts() == alone and tiny.report().notes == [FAR]
 
 
 def test_skip_layer_guidance_of_a_model_that_knows_no_replaced_blocks(tiny: Any, guests: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from .sentences import FAR, ONE_STEP
+
 NO_MAP = "Dense, because the warm-up steps, which show where the prompt acts, did not run as planned."
 
 
@@ -73,7 +75,7 @@ def test_a_second_model_for_the_negative_prompt(custom: Any, held: int) -> None:
     model = tiny.accelerated(interval=2, held_steps=held)
     found = custom.sample(model, sampler, guider(model))
     if held:
-        assert "h" in custom.kinds() and tiny.report().notes == []
+        assert "h" in custom.kinds() and tiny.report().notes == [FAR]
     else:
         assert torch.equal(found, plain)
         assert tiny.report().notes == ["Dense, because the guider runs a second model."]
@@ -96,7 +98,7 @@ def test_a_run_for_every_step_saves_nothing_and_says_so(tiny: Any, guests: Any) 
 
     assert torch.equal(sampled(model), sampled(tiny.model))
     sampled(model)
-    assert tiny.report().notes == ["Nothing is saved in a run of one step. A node that samples step by step starts a new run at each."]
+    assert tiny.report().notes == [f"Every step is computed, so nothing is saved: {ONE_STEP}."]
 
 
 def test_the_window_goes_by_the_patched_model(custom: Any) -> None:
