@@ -143,7 +143,7 @@ def at_our_steps() -> list[Method]:
 
 def steps_computed(preset: Preset, total: int) -> frozenset[int]:
     """The steps a preset computes whole."""
-    plan = plan_steps(even_progress(total), preset.warmup_steps, preset.schedule())
+    plan = plan_steps(even_progress(total), preset.warmup_steps, schedule_of(preset))
     return frozenset(step for step, kind in enumerate(plan) if kind.dense)
 
 
@@ -182,7 +182,15 @@ def presets() -> dict[str, Preset]:
 
 
 # Below our cheapest preset, so that the curve goes on to 30 % of dense.
-CUSTOM = {"custom, draft with one warm-up step": dataclasses.replace(PRESETS["draft"], warmup_steps=1)}
+CUSTOM = {
+    "custom, draft with one warm-up step": dataclasses.replace(PRESETS["draft"], warmup_steps=1),
+    "custom, draft with one warm-up step, 1 of 5": dataclasses.replace(PRESETS["draft"], warmup_steps=1, refresh_interval=5, held_steps=4),
+}
+
+
+def schedule_of(preset: Preset) -> ScheduleConfig:
+    """Which steps are anchors. Custom values are taken as they are, as in the Accelerate node."""
+    return dataclasses.replace(preset.schedule(), spaced=preset in PRESETS.values())
 
 
 def settings_of_ours() -> dict[str, Preset]:
@@ -199,7 +207,7 @@ def is_outdated(method: str, setting: str) -> bool:
 
 def ours() -> list[Method]:
     """The presets of the Accelerate node, and what a custom setting reaches below them."""
-    found = {text: configured(partition=preset.partition(), schedule=preset.schedule()) for text, preset in settings_of_ours().items()}
+    found = {text: configured(partition=preset.partition(), schedule=schedule_of(preset)) for text, preset in settings_of_ours().items()}
     return [Method("ours", text, patch) for text, patch in found.items()]
 
 
