@@ -157,16 +157,31 @@ def test_img2img(opened: Frontend, server: ComfyServer) -> None:
 
 
 def test_hires_fix(opened: Frontend, server: ComfyServer) -> None:
-    """Each report is about the pass before it."""
+    """Each report is about the pass before it: as shipped, where whole steps are left out, and with a preset that has a map."""
     workflow, run = run_small(opened, "hires-fix")
     assert saved_pixels(server, run.outputs, titled(workflow, "Picture of the first pass")).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (512, 512, 3)
+    for which in ("first", "second"):
+        record = pass_record(workflow, run, which)
+        assert "held" in [step[1] for step in record["steps"]]
+        assert (record["w"], record["h"], record["mask"]) == (0, 0, None)
+        assert "tokens" not in run.outputs[titled(workflow, f"What the {which} pass did")]["text"][0]
+    opened.set_widgets(preset="paper")
+    run = queued(opened)
     for which, tokens in (("first", 16), ("second", 32)):
-        record = record_of(run, titled(workflow, f"Report of the {which} pass"))
-        assert record["ids"]["sampler"] == titled(workflow, f"{which.capitalize()} pass")
-        assert (record["w"], record["h"], len(record["steps"])) == (tokens, tokens, STEPS)
+        record = pass_record(workflow, run, which)
+        assert "selective" in [step[1] for step in record["steps"]]
+        assert (record["w"], record["h"]) == (tokens, tokens)
         text = run.outputs[titled(workflow, f"What the {which} pass did")]["text"]
         assert f"of {tokens * tokens:,} tokens" in text[0]
+
+
+def pass_record(workflow: Mapping[str, Any], run: PageRun, which: str) -> dict[str, Any]:
+    """What the report of the first or the second pass was told; it is about that pass."""
+    record = record_of(run, titled(workflow, f"Report of the {which} pass"))
+    assert record["ids"]["sampler"] == titled(workflow, f"{which.capitalize()} pass")
+    assert len(record["steps"]) == STEPS
+    return record
 
 
 def test_inpainting(opened: Frontend, server: ComfyServer) -> None:

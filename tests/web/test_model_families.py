@@ -62,7 +62,7 @@ class Expected:
     def share(self, kind: str) -> float:
         """Rows that a step of a kind computes, over those of a full one."""
         tokens = TOKENS * self.frames
-        active = {"held": 0, "selective": tokens // 4 + self.text}.get(kind, tokens + self.text)
+        active = tokens // 4 + self.text if kind == "selective" else tokens + self.text
         return active / (tokens + self.text)
 
 
@@ -70,6 +70,9 @@ FEW_STEPS = (
     "Every step is computed, so nothing is saved: with 8 steps they lie so far apart that leaving one out costs more than asking for fewer."
 )
 TWENTY = {"warmup": 4, "held": 10, "anchor": 6}
+# Of the preset paper at `STEPS`. Lens has a small shift at this size, so warm-up is over sooner; uni_pc leaves out the last level but one.
+SIXTEEN = {"warmup": 4, "selective": 7, "anchor": 5}
+PAPER = {"lens": {"warmup": 3, "selective": 8, "anchor": 5}, "wan-video": {"warmup": 4, "selective": 8, "anchor": 4}}
 EXPECTED = {
     "flux": Expected("Flux", TWENTY),
     "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "anchor": 6}, masks=""),
@@ -181,7 +184,7 @@ def test_video_runs_in_the_page(kept_frontend: Frontend, errors_without_us: froz
     """The player, and a map for each frame, without an error and without a node over another."""
     workflow = kept_frontend.load_file("wan-video")
     kept_frontend.page.evaluate(PUT_CLIP, TEXT_WIDTH)
-    kept_frontend.set_widgets(**SMALL, steps=STEPS)
+    kept_frontend.set_widgets(**SMALL, steps=STEPS, preset="paper")
     run = kept_frontend.queue()
     assert run.ended == "execution_success", run.detail
     (sampler,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "KSampler")
@@ -288,15 +291,21 @@ def gallery(opened: dict[tuple[str, str], Opened], server: ComfyServer) -> Galle
 
 
 def assert_record(run: Finished, expected: Expected, kinds: dict[str, int], notes: tuple[str, ...] = ()) -> None:
-    """The report is about this family, every step computed the rows it should have, and nothing else had to be said."""
+    """The report is about this family, every step computed the rows it should have, and nothing else had to be said.
+
+    Rows and tokens are known where some steps compute a part of them; where whole steps are left out, nothing looks into the model.
+    """
     record = run.record
     assert record["backbone"] == expected.backbone
     assert run.kinds == kinds
-    assert [active / total for _, _, active, total, _ in record["steps"]] == [
-        pytest.approx(expected.share(kind)) for _, kind, *_ in record["steps"]
-    ]
     assert record["notes"] == list(notes)
-    assert (record["w"], record["h"], record["k"]) == (12, 8 * expected.frames, TOKENS * expected.frames // 4)
+    rows, grid = [step[2:4] for step in record["steps"]], (record["w"], record["h"], record["k"])
+    if "selective" in kinds:
+        assert [active / total for active, total in rows] == [pytest.approx(expected.share(kind)) for _, kind, *_ in record["steps"]]
+        assert grid == (12, 8 * expected.frames, TOKENS * expected.frames // 4)
+    else:
+        assert all(counted == [0, 0] for counted in rows) and grid == (0, 0, 0)
+        assert record["rows_computed_share"] == pytest.approx(1 - kinds.get("held", 0) / sum(kinds.values()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -314,7 +323,7 @@ def test_selective_steps_and_identity(gallery: Gallery, name: str) -> None:
     """Selective steps make another picture; with nothing left out, it is the one of the graph without the pack, bit for bit."""
     plain = gallery.run(name, bypassed=True, steps=STEPS).pixels
     selective = gallery.run(name, steps=STEPS, preset="paper")
-    assert_record(selective, EXPECTED[name], {"warmup": 4, "selective": 7, "anchor": 5})
+    assert_record(selective, EXPECTED[name], PAPER.get(name, SIXTEEN))
     assert selective.record["cache_bytes"] == selective.record["cache_predicted"] > 0
     assert selective.pixels.shape == plain.shape and not np.array_equal(selective.pixels, plain)
     full = gallery.run(name, steps=STEPS, preset="custom", refresh_interval=1)
