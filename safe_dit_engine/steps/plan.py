@@ -12,7 +12,7 @@ MAX_REFRESH_INTERVAL = 64
 # Warm-up is given in steps of a run of so many.
 REFERENCE_STEPS = 20
 # How far two cycles together may reach in progress: after a wide one, a full step that nothing is skipped behind.
-WIDEST_PAIR = 0.42
+WIDEST_PAIR = 0.4
 
 
 class StepKind(str, Enum):
@@ -117,10 +117,10 @@ def reaches(progress: Sequence[float], full: int, step: int, spaced: bool = True
 
 
 def trust(progress: Sequence[float], full: int, end: int) -> float:
-    """How far to believe the line through two predictions from the `full` step to the level `end`: not at all over the widest gaps, where
-    it overshoots."""
-    share = (progress[end] - progress[full]) / widest_gap(progress[full])
-    return min(1.0, max(0.0, (0.8 - share) / 0.15))
+    """How far to believe the line through two predictions from the `full` step to the level `end`: not at all over wide gaps, where it
+    overshoots; wide by itself, or beside the widest that is borne there."""
+    gap = progress[end] - progress[full]
+    return min(1.0, max(0.0, min((0.8 - gap / widest_gap(progress[full])) / 0.15, (0.165 - gap) / 0.015)))
 
 
 def why_full(progress: Sequence[float], sampler: str) -> str:

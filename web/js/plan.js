@@ -12,7 +12,7 @@ export const KINDS = ["warmup", "anchor", "selective", "held"];
 
 /** Warm-up is given in steps of a run of so many. */
 const REFERENCE_STEPS = 20;
-const WIDEST_PAIR = 0.42;
+const WIDEST_PAIR = 0.4;
 const TINY = 1e-6;
 
 /**
