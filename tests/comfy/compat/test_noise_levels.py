@@ -101,19 +101,6 @@ def test_schedulers(sampling: Sampling, scheduler: str) -> None:
     assert sum(leads) / len(leads) >= -0.5
 
 
-def test_a_preset_is_closer_than_fewer_steps_whatever_the_shift(sampling: Sampling) -> None:
-    sampling.comfy.load_extra("nodes_model_advanced.py")
-    scene, seed = SCENES[2]
-    for shift in (3.0, 6.0):
-        model = sampling.comfy.execute("ModelSamplingAuraFlow", model=sampling.demo.model, shift=shift)[0]
-        sigmas, accelerated = sampling.sigmas(14, model=model), sampling.accelerated("balanced", model)
-        full, ours = (sampling.latent(each, sigmas, "euler", scene, seed, edge=32) for each in (model, accelerated))
-        assert "h" in sampling.plan()
-        count = round(sampling.report().rows_computed_share * 14)
-        fewer = sampling.latent(model, sampling.sigmas(count, model=model), "euler", scene, seed, edge=32)
-        assert decibels(ours, full) >= decibels(fewer, full)
-
-
 # Turned round, split, stopped midway
 
 
