@@ -379,8 +379,9 @@ def _call(
             hooks.enter_context(tracked(executor.class_obj.diffusion_model, run.ledger))  # type: ignore[attr-defined]
         if call is not None:
             hooks.enter_context(call.hooks())
-            hooks.enter_context(_lent_attention(run, call))
             control = control and call.gathered_control(control)
+        if call is not None or not _compiled(options):
+            hooks.enter_context(_lent_attention(run, call))
         denoised = executor(*tensors, control, options, **arguments)
     if call is not None:
         run.end_call(call)
@@ -407,7 +408,7 @@ def _attention_functions() -> dict[str, Callable[..., Tensor]]:
 
 
 @contextmanager
-def _lent_attention(run: Run, call: ModelCall) -> Iterator[None]:
+def _lent_attention(run: Run, call: ModelCall | None) -> Iterator[None]:
     """Families that give attention no options find another function in their module, for the length of one call."""
     name = run.lent_attention
     if name is None:

@@ -52,6 +52,14 @@ def test_lent_for_the_length_of_a_call(tiny: TinyFamily) -> None:
     assert set(seen) == {own}
 
 
+def test_masks_are_judged_where_steps_are_only_skipped(tiny: TinyFamily) -> None:
+    """Nothing is hooked then, but these models are to have their masks elided all the same."""
+    values = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "widen": False, "held_steps": 1}
+    tiny.sample(tiny.comfy.execute("SafeDitAccelerate", model=tiny.model, preset="custom", **values)[0])
+    assert tiny.report().counts()["held"] > 0
+    assert tiny.report().ledger.calls > 0 and "no attention call was seen" not in tiny.report().masks
+
+
 def test_given_back_after_an_error(tiny: TinyFamily) -> None:
     own = attention(tiny)
     plain = tiny.sample(tiny.model)
