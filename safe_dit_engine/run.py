@@ -174,7 +174,7 @@ class Run:
     def _judge_plan(self, schedule: ScheduleConfig) -> None:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
         if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
-            self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full)}.")
+            self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full, schedule.spaced)}.")
 
     def _runs_full(self, reason: str) -> None:
         self.note(f"{'Selective steps run in full' if self._holds else 'Dense'}, because {reason}.", NoteLevel.WARNING)

@@ -123,8 +123,9 @@ def trust(progress: Sequence[float], full: int, end: int) -> float:
     return min(1.0, max(0.0, min((0.8 - gap / widest_gap(progress[full])) / 0.15, (0.165 - gap) / 0.015)))
 
 
-def why_full(progress: Sequence[float], sampler: str) -> str:
-    """Why no step of a run is left out, as the end of a sentence; `sampler`: the sampler's own reason, if it has one."""
+def why_full(progress: Sequence[float], sampler: str, spaced: bool) -> str:
+    """Why no step of a run is left out, as the end of a sentence; `sampler`: the sampler's own reason, if it has one. `spaced`: whether
+    full steps are kept close."""
     steps = len(progress) - 1
     if sampler:
         return f"this sampler {sampler}"
@@ -132,7 +133,7 @@ def why_full(progress: Sequence[float], sampler: str) -> str:
         return "a run of one step has nothing to leave out, and a node that samples step by step starts a new run at each"
     if not any(falls_through(progress, step) for step in range(steps)):
         return "the noise level does not fall along this run, as when a picture is turned back into noise"
-    if any(reaches(progress, step - 1, step) for step in range(1, steps - 1)):
+    if not spaced:
         return "the settings leave no step for it"
     return f"with {steps} steps they lie so far apart that leaving one out costs more than asking for fewer"
 

@@ -147,7 +147,7 @@ def test_what_can_be_reached() -> None:
     ],
 )
 def test_why_full(progress: tuple[float, ...], sampler: str, said: str) -> None:
-    assert said in why_full(progress, sampler)
+    assert said in why_full(progress, sampler, spaced="settings" not in said)
 
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
