@@ -36,7 +36,7 @@ CAUTIOUS = Sampler()
 
 SAMPLERS = {
     "sample_euler": Sampler(corrector=True, forecast=True),
-    "sample_euler_ancestral": Sampler(stochastic=True),
+    "sample_euler_ancestral": Sampler(stochastic=True, corrector=True),
     "sample_euler_cfg_pp": Sampler(full=PARTS),
     "sample_euler_ancestral_cfg_pp": Sampler(stochastic=True, full=PARTS),
     "sample_heun": Sampler(evaluations=2, corrector=True, forecast=True),

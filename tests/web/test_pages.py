@@ -16,7 +16,7 @@ def test_loaded_anew_it_is_still_there(page: Frontend) -> None:
     widget = opened(page)
     workflow = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
     page.load(workflow)
-    sampled(page)
+    sampled(page, preset="paper")  # it has a map
     page.open()
     page.load(workflow)
     widget.wait(Widget.connected)
