@@ -1,6 +1,6 @@
 """What samplers make of a model's prediction, by the name of their function, and what follows for steps that are not computed.
 
-Evidence: docs/benchmarks/samplers.md, which the bench `samplers` writes.
+Evidence: docs/experiments.md, part 26, for those it names; the bench `samplers` measures all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Sampler:
 
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
-    to first order, and measured pictures are closer with it. `forecast`: whether following the line through the last two predictions
+    to first order, and where it was measured pictures are closer with it. `forecast`: whether following the line through the last two predictions
     brings pictures closer. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     """
 
