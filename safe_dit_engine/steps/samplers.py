@@ -19,8 +19,8 @@ class Sampler:
 
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
-    to first order, and where it was measured pictures are closer with it. `forecast`: whether following the line through the last two predictions
-    brings pictures closer. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
+    to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
+    predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     """
 
     evaluations: int = 1
