@@ -135,7 +135,7 @@ def why_full(progress: Sequence[float], sampler: str, spaced: bool) -> str:
         return "the noise level does not fall along this run, as when a picture is turned back into noise"
     if not spaced:
         return "the settings leave no step for it"
-    return f"with {steps} steps they lie so far apart that leaving one out costs more than asking for fewer"
+    return f"with {steps} steps they lie so far apart that leaving one out may cost more than asking for fewer"
 
 
 def falls_through(progress: Sequence[float], step: int) -> bool:
