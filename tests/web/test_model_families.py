@@ -67,7 +67,8 @@ class Expected:
 
 
 FEW_STEPS = (
-    "Every step is computed, so nothing is saved: with 8 steps they lie so far apart that leaving one out may cost more than asking for fewer."
+    "Every step is computed, so nothing is saved: with 8 steps they lie so far apart that leaving one out may cost more than "
+    "asking for fewer."
 )
 TWENTY = {"warmup": 4, "held": 10, "anchor": 6}
 # Of the preset paper at `STEPS`. Lens has a small shift at this size, so warm-up is over sooner; uni_pc leaves out the last level but one.
