@@ -116,19 +116,21 @@ class Bench:
         self._negative = encoded[0]
         self._positive = [[torch.cat([found[0][0] for found in encoded[1:]]), encoded[1][0][1]]]
         self._full: dict[int, list[np.ndarray]] = {}
+        self._decoded: dict[bytes, list[np.ndarray]] = {}
 
     def forget(self) -> None:
         """Another sampler comes."""
         self._full.clear()
 
     def measure(self, sampler: str, steps: int, presets: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """A row a preset; presets of one plan are sampled once where nothing else tells them apart."""
+        """A row a preset; equal latents, as of presets with one plan, are decoded once."""
+        self._decoded.clear()
         for name in presets:
-            pictures, plan, share, notes = self._accelerated(sampler, steps, name)
+            samples, plan, share, notes = self._accelerated(sampler, steps, name)
             row: dict[str, Any] = {"sampler": sampler, "shift": self._shift, "steps": steps, "preset": name, "plan": plan, "notes": notes}
             row["evaluations"] = sum(letter != "h" for letter in plan)
             if share < 1.0:
-                row |= self._compared(sampler, steps, math.floor(share * steps + 1e-6), pictures)
+                row |= self._compared(sampler, steps, math.floor(share * steps + 1e-6), self._pictures(samples))
             yield row
 
     def _compared(self, sampler: str, steps: int, fewer: int, pictures: list[np.ndarray]) -> dict[str, Any]:
@@ -141,19 +143,19 @@ class Bench:
 
     def _full_run(self, sampler: str, steps: int) -> list[np.ndarray]:
         if steps not in self._full:
-            self._full[steps] = self._sampled(self._shifted(), sampler, steps)
+            self._full[steps] = self._pictures(self._sampled(self._shifted(), sampler, steps))
         return self._full[steps]
 
-    def _accelerated(self, sampler: str, steps: int, name: str) -> tuple[list[np.ndarray], str, float, list[str]]:
+    def _accelerated(self, sampler: str, steps: int, name: str) -> tuple[Tensor, str, float, list[str]]:
         from ..hosts.comfy import configure
         from ..hosts.comfy_live import finished_report
 
         preset = PRESETS[name]
         model = configure(self._shifted(), partition=preset.partition(), schedule=preset.schedule())
-        pictures = self._sampled(model, sampler, steps)
+        samples = self._sampled(model, sampler, steps)
         report = finished_report(NAME)
         plan = "".join(record.kind.value[0] for record in report.evaluations)
-        return pictures, plan, report.rows_computed_share, report.notes
+        return samples, plan, report.rows_computed_share, report.notes
 
     def _shifted(self) -> Any:
         import comfy.model_sampling as sampling
@@ -165,7 +167,7 @@ class Bench:
         model.add_object_patch("model_sampling", found)
         return model
 
-    def _sampled(self, model: Any, sampler: str, steps: int) -> list[np.ndarray]:
+    def _sampled(self, model: Any, sampler: str, steps: int) -> Tensor:
         from comfy.sample import prepare_noise, sample_custom
         from comfy.samplers import calculate_sigmas, sampler_object
         from comfy_execution.utils import CurrentNodeContext
@@ -176,7 +178,14 @@ class Bench:
         run = partial(sample_custom, model, noise, CFG, sampler_object(sampler), sigmas, self._positive, self._negative, latent)
         with torch.inference_mode(), CurrentNodeContext(NAME, NAME):
             samples: Tensor = run(disable_pbar=True, seed=self._seeds[0])
-            return list(self._vae.decode(samples).clamp(0, 1).float().cpu().numpy())
+        return samples
+
+    def _pictures(self, samples: Tensor) -> list[np.ndarray]:
+        key = samples.numpy(force=True).tobytes()
+        if key not in self._decoded:
+            with torch.inference_mode():
+                self._decoded[key] = list(self._vae.decode(samples).clamp(0, 1).float().cpu().numpy())
+        return self._decoded[key]
 
 
 def _db(picture: np.ndarray, reference: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from .families import FAMILIES
 from .test_backbones import TinyFamily
 
 STEPS = 16  # so many that a preset leaves some out
-WHOLE = {"warmup": 4, "anchor": 6, "held": 6}
+WHOLE = {"warmup": 4, "anchor": 7, "held": 5}
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
 
 
