@@ -55,6 +55,8 @@ class RunReport:
     backbone: str = ""
     progress: tuple[float, ...] = ()  # at every noise level of the run
     window: tuple[int, int] = (0, 0)  # half-open range of steps that need not be computed in full
+    held: int = 3  # how many steps presets leave out one after another with this sampler
+    parts: bool = True  # whether presets compute a part of the tokens with it
     evaluations: list[StepRecord] = field(default_factory=list)
     noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""
@@ -121,7 +123,8 @@ class RunReport:
 
     def levels(self) -> dict[str, Any]:
         """What the run's plan followed from, beside its settings."""
-        return {"progress": [round(level, 6) for level in self.progress], "window": list(self.window)}
+        levels = [round(level, 6) for level in self.progress]
+        return {"progress": levels, "window": list(self.window), "held": self.held, "parts": self.parts}
 
     def mask_counts(self) -> list[int] | None:
         """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""

@@ -113,12 +113,14 @@ class Run:
         self._images, self._spatial = latent_shape[0], latent_shape[2:]
         self._frames = latent_shape[2] if len(latent_shape) == 5 else 1
         self._started = time.perf_counter()
-        schedule = config.schedule or ScheduleConfig(refresh_interval=1)
+        asked = config.schedule or ScheduleConfig(refresh_interval=1)
+        schedule = sampler.limit(asked)
         warmup = self._partitioning.warmup_steps
         self.progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
         self._sampler = sampler
         self._clock = StepClock(self.sigmas)
         self.report.progress, self.report.window = self.progress, (0, 0) if sampler.full else window
+        self.report.held, self.report.parts = sampler.held, sampler.parts
         self.plan = plan_steps(self.progress, warmup, schedule, self.report.window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
@@ -144,7 +146,7 @@ class Run:
         self._dense_rows = 0
         self._sigma = self.sigmas[0]
         self._begin_step(0)
-        self._judge_plan(schedule)
+        self._judge_plan(asked)
         self._judge_painting()
 
     def _fit(self, module: nn.Module, latent_shape: tuple[int, ...], backbones: tuple[Backbone, ...]) -> Backbone | None:
@@ -174,7 +176,8 @@ class Run:
     def _judge_plan(self, schedule: ScheduleConfig) -> None:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
         if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
-            self.note(f"Every step is computed, so nothing is saved: {why_full(self.progress, self._sampler.full, schedule.spaced)}.")
+            reason = why_full(self.progress, self._sampler.why_full(schedule), schedule.spaced)
+            self.note(f"Every step is computed, so nothing is saved: {reason}.")
 
     def _runs_full(self, reason: str) -> None:
         self.note(f"{'Selective steps run in full' if self._holds else 'Dense'}, because {reason}.", NoteLevel.WARNING)

@@ -5,12 +5,15 @@ Evidence: docs/experiments.md, part 26, for those it names; the bench `samplers`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .plan import ScheduleConfig
 
 ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that were not computed would mislead it"
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
+FEWER = "was measured to come closer with fewer steps than with this preset"
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Sampler:
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
-    predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
+    predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped. What presets may do, by
+    what was measured: `held`: how many steps they leave out one after another; `parts`: whether they compute a part of the tokens.
     """
 
     evaluations: int = 1
@@ -29,6 +33,21 @@ class Sampler:
     corrector: bool = False
     forecast: bool = False
     full: str = ""
+    held: int = 3
+    parts: bool = True
+
+    def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
+        """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
+        if not schedule.spaced:
+            return schedule
+        if not schedule.held_steps:
+            return schedule if self.parts else replace(schedule, refresh_interval=1)
+        held = min(schedule.held_steps, self.held)
+        return replace(schedule, held_steps=held, refresh_interval=min(schedule.refresh_interval, held + 1))
+
+    def why_full(self, schedule: ScheduleConfig) -> str:
+        """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""
+        return self.full or (FEWER if self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval else "")
 
 
 # For samplers that are not in the table: the last prediction is reused, and nothing is taken for granted of what becomes of it.

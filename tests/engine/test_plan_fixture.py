@@ -12,6 +12,7 @@ import pytest
 from safe_dit_engine.painting import format_painting, kept_tokens, parse_painting, resize_painting
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, plan_steps, predicted_share
+from safe_dit_engine.steps.samplers import Sampler
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
 
@@ -28,13 +29,16 @@ def cases() -> list[dict[str, Any]]:
         percents = {"start_percent": 0.0, "end_percent": 1.0}
         schedule = {"refresh_interval": interval, **percents, "widen": widen, "held_steps": held, "spaced": index % 4 != 0}
         keep = (0.1, 0.25, 1.0)[index % 3]
-        found.append({"progress": progress, "warmup": warmup, "schedule": schedule, "window": window, "keep_ratio": keep})
+        sampler = {"held": (3, 0, 1, 2)[index % 5 % 4], "parts": index % 7 != 0}
+        asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window}
+        found.append({**asked, "keep_ratio": keep, "sampler": sampler})
     return found
 
 
 def solved(case: dict[str, Any]) -> dict[str, Any]:
     """A case with its plan, a letter a step, and its predicted share."""
-    plan = plan_steps(case["progress"], case["warmup"], ScheduleConfig(**case["schedule"]), tuple(case["window"]))
+    schedule = Sampler(**case["sampler"]).limit(ScheduleConfig(**case["schedule"]))
+    plan = plan_steps(case["progress"], case["warmup"], schedule, tuple(case["window"]))
     share = predicted_share(plan, case["keep_ratio"], StepCosts(0.058, 0.82))
     return {**case, "window": list(case["window"]), "plan": "".join(kind.value[0] for kind in plan), "share": round(share, 9)}
 

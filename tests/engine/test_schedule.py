@@ -25,6 +25,7 @@ from safe_dit_engine.steps.plan import (
     why_full,
     window_of_sigmas,
 )
+from safe_dit_engine.steps.samplers import Sampler
 
 
 def kinds(plan: tuple[StepKind, ...]) -> str:
@@ -192,3 +193,20 @@ BAD = [{"refresh_interval": 0}, {"refresh_interval": 65}, {"held_steps": -1}, {"
 def test_bad_values_are_named(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         ScheduleConfig(**values)  # type: ignore[arg-type]
+
+
+def limited(name: str, **sampler: Any) -> str:
+    """The plan of a preset at 20 steps with such a sampler."""
+    schedule = Sampler(**sampler).limit(PRESETS[name].schedule())
+    return kinds(plan_steps(even_progress(20), 4, schedule))
+
+
+def test_a_sampler_bounds_what_presets_leave_out() -> None:
+    assert "hh" not in limited("draft", held=1) and "hh" in limited("draft", held=2) and "s" not in limited("draft", held=1)
+    assert limited("quality", held=1) == limited("quality") != limited("paper", parts=True)
+    assert set(limited("paper", parts=False)) == set(limited("balanced", held=0)) == {"w", "a"}
+    by_hand = ScheduleConfig(4, held_steps=2)
+    assert Sampler(held=0, parts=False).limit(by_hand) is by_hand
+    for sampler, preset in ((Sampler(held=0), "fast"), (Sampler(parts=False), "paper")):
+        assert "fewer steps" in sampler.why_full(PRESETS[preset].schedule())
+    assert Sampler(parts=False).why_full(PRESETS["fast"].schedule()) == "" == Sampler().why_full(PRESETS["paper"].schedule())

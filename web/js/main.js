@@ -3,7 +3,7 @@
 import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, samplingAhead, setting, warn, wish, workflowId } from "./comfy.js";
 import { PALETTES } from "./paint.js";
 import { countsOf, keptTokens } from "./painting.js";
-import { planSteps, predictedShare, usualProgress } from "./plan.js";
+import { limited, planSteps, predictedShare, usualProgress } from "./plan.js";
 import { Runs, keyOf } from "./runs.js";
 import { speak } from "./text.js";
 import { View } from "./view.js";
@@ -46,7 +46,7 @@ function predict(node, painting) {
   const exact = seen?.key === key && seen.levels.progress.length === total + 1 && seen.window === windowKey(values);
   const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
   const { progress, window: allowed } = exact ? seen.levels : { progress: usualProgress(total), window };
-  const plan = planSteps(progress, values.warmup_steps, values, allowed);
+  const plan = planSteps(progress, values.warmup_steps, exact ? limited(values, seen.levels) : values, allowed);
   const keep = keptShare(values.keep_ratio, painting);
   const dense = keep >= 1;
   const done = dense ? plan.map((kind) => (kind === "selective" || kind === "held" ? "anchor" : kind)) : plan;

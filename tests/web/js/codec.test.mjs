@@ -52,3 +52,10 @@ test("resizing takes the nearest", () => {
   assert.deepEqual([...resized(Uint8Array.from([1, 2, 3, 4]), [2, 2], [4, 2])], [1, 1, 2, 2, 3, 3, 4, 4]);
   assert.deepEqual([...resized(Uint8Array.from([1, 2, 3, 4]), [4, 1], [2, 1])], [2, 4]);
 });
+
+test("noise levels are believed whole or not at all", () => {
+  const levels = { progress: [0, 0.5, 1], window: [0, 2], held: 2, parts: true };
+  const header = (/** @type {any} */ changed) => readStep({ ...message, total: 2, step: 1, levels: { ...levels, ...changed } })?.header.levels;
+  assert.deepEqual(header({}), levels);
+  for (const odd of [{ progress: [0, 1] }, { window: [1] }, { held: -1 }, { parts: null }]) assert.equal(header(odd), null, JSON.stringify(odd));
+});
