@@ -56,7 +56,7 @@ class RunReport:
     progress: tuple[float, ...] = ()  # at every noise level of the run
     window: tuple[int, int] = (0, 0)  # half-open range of steps that need not be computed in full
     held: int = 3  # how many steps presets leave out one after another with this sampler
-    parts: bool = True  # whether presets compute a part of the tokens with it
+    parts: int = 1  # and in how many they compute a part of the tokens
     evaluations: list[StepRecord] = field(default_factory=list)
     noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""

@@ -24,7 +24,7 @@ class Sampler:
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped. What presets may do, by
-    what was measured: `held`: how many steps they leave out one after another; `parts`: whether they compute a part of the tokens.
+    what was measured: `held`: how many steps they leave out one after another; `parts`: in how many they compute a part of the tokens.
     """
 
     evaluations: int = 1
@@ -34,16 +34,15 @@ class Sampler:
     forecast: bool = False
     full: str = ""
     held: int = 3
-    parts: bool = True
+    parts: int = 1
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
         if not schedule.spaced:
             return schedule
-        if not schedule.held_steps:
-            return schedule if self.parts else replace(schedule, refresh_interval=1)
         held = min(schedule.held_steps, self.held)
-        return replace(schedule, held_steps=held, refresh_interval=min(schedule.refresh_interval, held + 1))
+        most = held if schedule.held_steps else self.parts
+        return replace(schedule, held_steps=held, refresh_interval=min(schedule.refresh_interval, most + 1))
 
     def why_full(self, schedule: ScheduleConfig) -> str:
         """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""

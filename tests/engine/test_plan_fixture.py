@@ -27,9 +27,9 @@ def cases() -> list[dict[str, Any]]:
         progress, total = [round(level, 6) for level in run], len(run) - 1
         window = (0, total) if index % 3 else (total // 4, total - total // 5)
         percents = {"start_percent": 0.0, "end_percent": 1.0}
-        schedule = {"refresh_interval": interval, **percents, "widen": widen, "held_steps": held, "spaced": index % 4 != 0}
+        schedule = {"refresh_interval": interval, **percents, "widen": widen, "held_steps": held, "spaced": index % 5 != 0}
         keep = (0.1, 0.25, 1.0)[index % 3]
-        sampler = {"held": (3, 0, 1, 2)[index % 5 % 4], "parts": index % 7 != 0}
+        sampler = {"held": (3, 0, 1, 2)[index // 4 % 4], "parts": index // 4 % 3}
         asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window}
         found.append({**asked, "keep_ratio": keep, "sampler": sampler})
     return found

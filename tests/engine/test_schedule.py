@@ -203,10 +203,11 @@ def limited(name: str, **sampler: Any) -> str:
 
 def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert "hh" not in limited("draft", held=1) and "hh" in limited("draft", held=2) and "s" not in limited("draft", held=1)
-    assert limited("quality", held=1) == limited("quality") != limited("paper", parts=True)
-    assert set(limited("paper", parts=False)) == set(limited("balanced", held=0)) == {"w", "a"}
+    assert limited("quality", held=1) == limited("quality") != limited("paper")
+    assert set(limited("paper", parts=0)) == set(limited("balanced", held=0)) == {"w", "a"}
+    assert "ss" not in limited("paper", parts=1) and "ss" in limited("paper", parts=2)
     by_hand = ScheduleConfig(4, held_steps=2)
-    assert Sampler(held=0, parts=False).limit(by_hand) is by_hand
-    for sampler, preset in ((Sampler(held=0), "fast"), (Sampler(parts=False), "paper")):
+    assert Sampler(held=0, parts=0).limit(by_hand) is by_hand
+    for sampler, preset in ((Sampler(held=0), "fast"), (Sampler(parts=0), "paper")):
         assert "fewer steps" in sampler.why_full(PRESETS[preset].schedule())
-    assert Sampler(parts=False).why_full(PRESETS["fast"].schedule()) == "" == Sampler().why_full(PRESETS["paper"].schedule())
+    assert Sampler(parts=0).why_full(PRESETS["fast"].schedule()) == "" == Sampler().why_full(PRESETS["paper"].schedule())

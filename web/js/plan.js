@@ -45,18 +45,18 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
 }
 
 /**
- * A preset's schedule as it runs with a sampler that lets presets leave out at most `held` steps one after another, and parts of the tokens
- * or not: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
+ * A preset's schedule as it runs with a sampler that lets presets leave out at most `held` steps one after another, or compute a part of the
+ * tokens in at most `parts` of them: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
  * @template {Schedule} T
  * @param {T} schedule
- * @param {{ held: number, parts: boolean }} sampler
+ * @param {{ held: number, parts: number }} sampler
  * @returns {T}
  */
 export function limited(schedule, { held, parts }) {
   if (!schedule.spaced) return schedule;
-  if (!schedule.held_steps) return parts ? schedule : { ...schedule, refresh_interval: 1 };
   const fewer = Math.min(schedule.held_steps, held);
-  return { ...schedule, held_steps: fewer, refresh_interval: Math.min(schedule.refresh_interval, fewer + 1) };
+  const most = schedule.held_steps ? fewer : parts;
+  return { ...schedule, held_steps: fewer, refresh_interval: Math.min(schedule.refresh_interval, most + 1) };
 }
 
 /**

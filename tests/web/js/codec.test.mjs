@@ -54,7 +54,7 @@ test("resizing takes the nearest", () => {
 });
 
 test("noise levels are believed whole or not at all", () => {
-  const levels = { progress: [0, 0.5, 1], window: [0, 2], held: 2, parts: true };
+  const levels = { progress: [0, 0.5, 1], window: [0, 2], held: 2, parts: 1 };
   const header = (/** @type {any} */ changed) => readStep({ ...message, total: 2, step: 1, levels: { ...levels, ...changed } })?.header.levels;
   assert.deepEqual(header({}), levels);
   for (const odd of [{ progress: [0, 1] }, { window: [1] }, { held: -1 }, { parts: null }]) assert.equal(header(odd), null, JSON.stringify(odd));
