@@ -107,7 +107,7 @@ def widest_gap(progress: float) -> float:
     Less at the start, where the picture is laid out: there a guided prediction overshoots what the next one would turn back
     (docs/experiments.md, part 26).
     """
-    return min(0.25, 0.1 + progress / 3)
+    return min(0.25, 0.07 + 0.435 * progress)
 
 
 def reaches(progress: Sequence[float], full: int, step: int, spaced: bool = True) -> bool:

@@ -89,7 +89,7 @@ function fallsThrough(progress, step) {
  * @param {boolean} spaced
  */
 function room(progress, before, full, first, end, spaced) {
-  const widest = Math.min(0.25, 0.1 + progress[full] / 3) + TINY;
+  const widest = Math.min(0.25, 0.07 + 0.435 * progress[full]) + TINY;
   const near = (/** @type {number} */ next) => progress[next] - progress[full] <= widest && progress[next] - progress[before] <= WIDEST_PAIR + TINY;
   let step = first;
   while (step < end && fallsThrough(progress, step) && (!spaced || near(step + 1))) step += 1;
