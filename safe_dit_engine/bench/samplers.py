@@ -35,11 +35,12 @@ SIZE, CFG, SCHEDULER = 256, 4.0, "simple"
 # The newcomer's first picture that turned out in another colour; it stays among the scenes.
 TIPPED = 3
 COLUMNS = (
-    "sampler", "shift", "steps", "preset", "plan", "evaluations", "fewer_steps", "psnr_db", "fewer_psnr_db", "lead_db", "worst_lead_db",
+    "sampler", "shift", "steps", "preset", "pictures", "plan", "evaluations", "fewer_steps", "psnr_db", "fewer_psnr_db", "lead_db",
+    "worst_lead_db",
 )  # fmt: skip
 TRAITS = ("sampler", "evaluations a step", "earlier predictions", "stochastic", "corrector", "forecast", "every step computed, because it")
 CAPTION = """\
-PSNR is to the full run of the same captions and seeds, the mean over {pictures} pictures of {size} px at CFG {cfg:g}, scheduler
+PSNR is to the full run of the same captions and seeds, the mean over so many `pictures` of {size} px at CFG {cfg:g}, scheduler
 {scheduler}; equal pictures count as {equal:g} dB. `plan`, a letter a step: w warm-up, a refresh, s selective, h skipped.
 `fewer_psnr_db`: the run without the pack with `fewer_steps` steps, which computes as many rows; `lead_db` is ours less that,
 `worst_lead_db` the least of a single picture. With stochastic samplers a run of fewer steps draws other noise, so it is another
@@ -129,7 +130,7 @@ class Bench:
         for name in presets:
             first, plan, share, notes = self._accelerated(sampler, steps, name, 1)
             row: dict[str, Any] = {"sampler": sampler, "shift": self._shift, "steps": steps, "preset": name, "plan": plan, "notes": notes}
-            row["evaluations"] = sum(letter != "h" for letter in plan)
+            row |= {"pictures": len(self._seeds), "evaluations": sum(letter != "h" for letter in plan)}
             if share < 1.0:
                 if _bytes(first) not in known:
                     known[_bytes(first)] = self._accelerated(sampler, steps, name)[0]
@@ -204,12 +205,11 @@ def _db(picture: np.ndarray, reference: np.ndarray) -> float:
 
 def publish(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]) -> None:
     """Write what is there so far."""
-    pictures = arguments.scenes * arguments.seeds
-    caption = CAPTION.format(pictures=pictures, size=SIZE, cfg=CFG, scheduler=SCHEDULER, equal=EQUAL_DB)
+    caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=SCHEDULER, equal=EQUAL_DB)
     parts = [caption, markdown_table(rows, COLUMNS)]
     if name == NAME:
         parts += ["What the engine takes for granted of each (`safe_dit_engine/steps/samplers.py`):", markdown_table(traits(rows), TRAITS)]
-    save(arguments.out, name, {"environment": environment(arguments.device), "pictures": pictures, "rows": rows}, "\n\n".join(parts))
+    save(arguments.out, name, {"environment": environment(arguments.device), "rows": rows}, "\n\n".join(parts))
 
 
 def traits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
