@@ -58,12 +58,18 @@ def main(argv: Sequence[str], name: str = NAME) -> int:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if arguments.resume and path.is_file() else []
     for sampler in arguments.samplers or _all_samplers():
         for steps in arguments.steps:
-            if not any((row["sampler"], row["shift"], row["steps"]) == (sampler, arguments.shift, steps) for row in rows):
-                rows += bench.measure(sampler, steps, arguments.presets)
-                publish(arguments, name, rows)
+            there = {row["preset"] for row in rows if (row["sampler"], row["shift"], row["steps"]) == (sampler, arguments.shift, steps)}
+            missing = [preset for preset in arguments.presets if preset not in there]
+            if missing:
+                rows += bench.measure(sampler, steps, missing)
+                publish(arguments, name, sorted(rows, key=_place))
                 log.info("%s, %d steps", sampler, steps)
         bench.forget()
     return 0
+
+
+def _place(row: dict[str, Any]) -> tuple[int, float, int, int]:
+    return _all_samplers().index(row["sampler"]), row["shift"], row["steps"], list(PRESETS).index(row["preset"])
 
 
 def parse(argv: Sequence[str], name: str) -> argparse.Namespace:
