@@ -57,6 +57,7 @@ class RunReport:
     window: tuple[int, int] = (0, 0)  # half-open range of steps that need not be computed in full
     held: int = 3  # how many steps presets leave out one after another with this sampler
     parts: int = 1  # and in how many they compute a part of the tokens
+    reach: float = 1.0  # and how far apart full steps lie then
     evaluations: list[StepRecord] = field(default_factory=list)
     noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""
@@ -124,7 +125,7 @@ class RunReport:
     def levels(self) -> dict[str, Any]:
         """What the run's plan followed from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
-        return {"progress": levels, "window": list(self.window), "held": self.held, "parts": self.parts}
+        return {"progress": levels, "window": list(self.window), "held": self.held, "parts": self.parts, "reach": self.reach}
 
     def mask_counts(self) -> list[int] | None:
         """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""

@@ -47,8 +47,9 @@ class ScheduleConfig:
     `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
     `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
     `cache`: how keys and values are kept in between; auto goes by the memory that is free.
-    `spaced`: whether full steps lie no further apart in progress than is known to be good (`widest_gap`), however many steps there are,
-    and warm-up ends where it would in a run of `REFERENCE_STEPS`. Presets do; values given by hand are taken as they are.
+    `spaced`: how far apart full steps may lie in progress, as a share of what is known to be good (`widest_gap`), however many steps there
+    are; then warm-up ends where it would in a run of `REFERENCE_STEPS`. 1 for presets; 0, for values given by hand: they are taken as they
+    are.
     """
 
     refresh_interval: int = 4
@@ -59,7 +60,7 @@ class ScheduleConfig:
     held_steps: int = 0
     settle: bool = False
     cache: CacheMode = CacheMode.AUTO
-    spaced: bool = False
+    spaced: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
@@ -110,10 +111,11 @@ def widest_gap(progress: float) -> float:
     return min(0.25, 0.07 + 0.435 * progress)
 
 
-def reaches(progress: Sequence[float], full: int, step: int, spaced: bool = True) -> bool:
+def reaches(progress: Sequence[float], full: int, step: int, spaced: float = 1.0) -> bool:
     """Whether a `step` may be left out after the `full` one: the noise level falls into and out of it, and, where the plan is `spaced`,
     the next is near enough."""
-    return falls_through(progress, step) and (not spaced or progress[step + 1] - progress[full] <= widest_gap(progress[full]) + 1e-6)
+    gap = progress[step + 1] - progress[full]
+    return falls_through(progress, step) and (not spaced or gap <= spaced * widest_gap(progress[full]) + 1e-6)
 
 
 def trust(progress: Sequence[float], full: int, end: int) -> float:
@@ -123,7 +125,7 @@ def trust(progress: Sequence[float], full: int, end: int) -> float:
     return min(1.0, max(0.0, min((0.8 - gap / widest_gap(progress[full])) / 0.15, (0.165 - gap) / 0.015)))
 
 
-def why_full(progress: Sequence[float], sampler: str, spaced: bool) -> str:
+def why_full(progress: Sequence[float], sampler: str, spaced: float) -> str:
     """Why no step of a run is left out, as the end of a sentence; `sampler`: the sampler's own reason, if it has one. `spaced`: whether
     full steps are kept close."""
     steps = len(progress) - 1
@@ -156,7 +158,7 @@ def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
     return itertools.chain(growing, itertools.repeat(interval))
 
 
-def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: bool) -> int:
+def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: float) -> int:
     """How many of the `steps` need not be computed in full after the `full` one, which follows the one `before`."""
     furthest = progress[before] + WIDEST_PAIR + 1e-6 if spaced else math.inf
     fits = (reaches(progress, full, step, spaced) and progress[step + 1] <= furthest for step in steps)

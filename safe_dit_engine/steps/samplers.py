@@ -25,7 +25,8 @@ class Sampler:
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped. What presets may do, by
-    what was measured: `held`: how many steps they leave out one after another; `parts`: in how many they compute a part of the tokens.
+    what was measured: `held`: how many steps they leave out one after another; `parts`: in how many they compute a part of the tokens;
+    `reach`: how far apart full steps may lie, as a share of what Euler's method bears.
     """
 
     evaluations: int = 1
@@ -36,6 +37,7 @@ class Sampler:
     full: str = ""
     held: int = 3
     parts: int = 1
+    reach: float = 1.0
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
@@ -43,15 +45,16 @@ class Sampler:
             return schedule
         held = min(schedule.held_steps, self.held)
         most = held if schedule.held_steps else self.parts
-        return replace(schedule, held_steps=held, refresh_interval=min(schedule.refresh_interval, most + 1))
+        interval = min(schedule.refresh_interval, most + 1)
+        return replace(schedule, held_steps=held, refresh_interval=interval, spaced=schedule.spaced * self.reach)
 
     def why_full(self, schedule: ScheduleConfig) -> str:
         """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""
         return self.full or (FEWER if self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval else "")
 
 
-# For samplers that are not in the table: the last prediction is reused, and nothing is taken for granted of what becomes of it.
-CAUTIOUS = Sampler()
+# For samplers that are not in the table: the last prediction is reused, once, and nothing is taken for granted of what becomes of it.
+CAUTIOUS = Sampler(held=1)
 
 SAMPLERS = {
     "sample_euler": Sampler(corrector=True, forecast=True),
@@ -71,7 +74,7 @@ SAMPLERS = {
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
     "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True),
     "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True),
-    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, parts=0),
+    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, parts=0, reach=0.75),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, held=1, parts=0),
     "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, held=1, parts=0),
@@ -84,9 +87,9 @@ SAMPLERS = {
     "sample_ipndm": Sampler(memory=3),
     "sample_ipndm_v": Sampler(memory=3),
     "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
-    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True),
+    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, parts=0, reach=0.75),
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, corrector=True, forecast=True),
+    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, held=1, parts=0),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
     "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True),
     "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),

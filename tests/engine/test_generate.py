@@ -106,7 +106,7 @@ def pixels(path: Path) -> np.ndarray:
 # What presets make of the noise levels that each pipeline gives its scheduler, a letter a step.
 PLANS = {
     "balanced": {"flux": "wwaahahhahhahhaa", "pixart": "wwwwhahahahhahaa"},
-    "paper": {name: "wwaasasssassassa" for name in DRAWN} | {"sd3": "wwwwsassassasasa", "pixart": "wwwwsasasassasaa"},
+    "paper": {name: "wwaasasasasasasa" for name in DRAWN} | {"sd3": "wwwwsasasasasasa", "pixart": "wwwwsasasasasasa"},
 }
 
 

@@ -47,7 +47,7 @@ def test_plan_as_drawn() -> None:
 
 
 def test_spaced_plan_as_drawn() -> None:
-    assert plan(24, 3, 4, spaced=True) == "wwwssasssasssasssasssasa"
+    assert plan(24, 3, 4, spaced=True) == "wwwsassasssasssasssasssa"
     assert plan(20, 2, 3, (8, 13), spaced=True) == "wwwwwwwwssassaaaaaaa"
     assert plan(20, 2, 1, spaced=True) == "w" * 2 + "a" * 18
     assert plan(20, 3, 4, held_steps=1, spaced=True) == "wwwhashasshasshassha"
@@ -206,6 +206,7 @@ def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert limited("quality", held=1) == limited("quality") != limited("paper")
     assert set(limited("paper", parts=0)) == set(limited("balanced", held=0)) == {"w", "a"}
     assert "ss" not in limited("paper", parts=1) and "ss" in limited("paper", parts=2)
+    assert limited("balanced", reach=0.5).count("h") < limited("balanced").count("h")
     by_hand = ScheduleConfig(4, held_steps=2)
     assert Sampler(held=0, parts=0).limit(by_hand) is by_hand
     for sampler, preset in ((Sampler(held=0), "fast"), (Sampler(parts=0), "paper")):

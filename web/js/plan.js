@@ -3,7 +3,7 @@
 
 /**
  * @typedef {"warmup" | "anchor" | "selective" | "held"} Kind
- * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, widen: boolean, held_steps: number, spaced?: boolean }} Schedule
+ * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, widen: boolean, held_steps: number, spaced?: boolean | number }} Schedule
  * @typedef {{ fixed: number, kept: number }} Costs
  */
 
@@ -38,7 +38,7 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
     const length = index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval;
     const most = Math.min(length, interval) - 1;
     const end = Math.min(full + 1 + most, closes);
-    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Boolean(schedule.spaced))));
+    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0))));
     [before, full] = [full, kinds.length - 1];
   }
   return kinds.slice(0, total);
@@ -46,17 +46,18 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
 
 /**
  * A preset's schedule as it runs with a sampler that lets presets leave out at most `held` steps one after another, or compute a part of the
- * tokens in at most `parts` of them: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
+ * tokens in at most `parts` of them, full steps at `reach` of the usual distance: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
  * @template {Schedule} T
  * @param {T} schedule
- * @param {{ held: number, parts: number }} sampler
+ * @param {{ held: number, parts: number, reach: number }} sampler
  * @returns {T}
  */
-export function limited(schedule, { held, parts }) {
+export function limited(schedule, { held, parts, reach }) {
   if (!schedule.spaced) return schedule;
   const fewer = Math.min(schedule.held_steps, held);
   const most = schedule.held_steps ? fewer : parts;
-  return { ...schedule, held_steps: fewer, refresh_interval: Math.min(schedule.refresh_interval, most + 1) };
+  const interval = Math.min(schedule.refresh_interval, most + 1);
+  return { ...schedule, held_steps: fewer, refresh_interval: interval, spaced: Number(schedule.spaced) * reach };
 }
 
 /**
@@ -86,10 +87,10 @@ function fallsThrough(progress, step) {
  * @param {number} full
  * @param {number} first
  * @param {number} end
- * @param {boolean} spaced
+ * @param {number} spaced
  */
 function room(progress, before, full, first, end, spaced) {
-  const widest = Math.min(0.25, 0.07 + 0.435 * progress[full]) + TINY;
+  const widest = spaced * Math.min(0.25, 0.07 + 0.435 * progress[full]) + TINY;
   const near = (/** @type {number} */ next) => progress[next] - progress[full] <= widest && progress[next] - progress[before] <= WIDEST_PAIR + TINY;
   let step = first;
   while (step < end && fallsThrough(progress, step) && (!spaced || near(step + 1))) step += 1;
