@@ -291,7 +291,7 @@ class Run:
 
     def _trust(self, ahead: int) -> float:
         """How far to believe the line from the last full step to this one, or to so many steps `ahead`."""
-        return trust(self.progress, self._last_full or 0, self.step + ahead) if self._spaced else 1.0
+        return trust(self.progress, self._last_full or 0, self.step + ahead, self._spaced) if self._spaced else 1.0
 
     @property
     def _weight(self) -> float:

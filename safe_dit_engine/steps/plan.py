@@ -118,11 +118,11 @@ def reaches(progress: Sequence[float], full: int, step: int, spaced: float = 1.0
     return falls_through(progress, step) and (not spaced or gap <= spaced * widest_gap(progress[full]) + 1e-6)
 
 
-def trust(progress: Sequence[float], full: int, end: int) -> float:
+def trust(progress: Sequence[float], full: int, end: int, spaced: float = 1.0) -> float:
     """How far to believe the line through two predictions from the `full` step to the level `end`: not at all over wide gaps, where it
     overshoots; wide by itself, or beside the widest that is borne there."""
     gap = progress[end] - progress[full]
-    return min(1.0, max(0.0, min((0.8 - gap / widest_gap(progress[full])) / 0.15, (0.165 - gap) / 0.015)))
+    return min(1.0, max(0.0, min((0.8 - gap / (spaced * widest_gap(progress[full]))) / 0.15, (0.165 - gap) / 0.015)))
 
 
 def why_full(progress: Sequence[float], sampler: str, spaced: float) -> str:

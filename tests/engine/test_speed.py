@@ -23,6 +23,7 @@ from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.run import SafeConfig
 from safe_dit_engine.steps.levels import flow_progress
 from safe_dit_engine.steps.plan import StepKind, plan_steps
+from safe_dit_engine.steps.samplers import EULER
 
 SIZE, STEPS = 128, 3
 BILLIONS = {"lumina-next": 2.0, "sd3-medium": 2.0, "flux1-dev": 12.0, "pixart-sigma": 0.6, "z-image": 6.0}  # as their authors call them
@@ -126,7 +127,7 @@ def subject_methods(subject: Subject, *names: str) -> list[speed.Method]:
 def test_rows_are_those_of_the_plan(lumina: Subject) -> None:
     steps, tokens, paper = 16, image_tokens(SIZE), PRESETS["paper"]
     levels = [1.0 - 0.999 * step / (steps - 1) for step in range(steps)]  # the scheduler's own, without a shift
-    plan = plan_steps(flow_progress([*levels, 0.0]), paper.warmup_steps, paper.schedule())
+    plan = plan_steps(flow_progress([*levels, 0.0]), paper.warmup_steps, EULER.limit(paper.schedule()))
     rows = {kind: 2 * tokens if kind.dense else 0 if kind is StepKind.HELD else 2 * round(paper.keep_ratio * tokens) for kind in StepKind}
     found = sample(lumina, subject_methods(lumina, "paper")[0].enable, Cell(SIZE, steps))
     assert StepKind.SELECTIVE in plan
