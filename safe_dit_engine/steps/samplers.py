@@ -1,6 +1,6 @@
 """What samplers make of a model's prediction, by the name of their function, and what follows for steps that are not computed.
 
-Evidence: docs/experiments.md, part 26, for those it names; the bench `samplers` measures all of them.
+Evidence: docs/benchmarks/samplers.md, docs/experiments.md, part 26.
 """
 
 from __future__ import annotations
