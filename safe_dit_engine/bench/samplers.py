@@ -38,7 +38,10 @@ COLUMNS = (
     "sampler", "shift", "steps", "preset", "pictures", "plan", "evaluations", "fewer_steps", "psnr_db", "fewer_psnr_db", "lead_db",
     "worst_lead_db",
 )  # fmt: skip
-TRAITS = ("sampler", "evaluations a step", "earlier predictions", "stochastic", "corrector", "forecast", "every step computed, because it")
+TRAITS = (
+    "sampler", "evaluations a step", "earlier predictions", "stochastic", "corrector", "forecast", "skipped in a row", "selective in a row",
+    "share of the widest gap", "every step computed, because it",
+)  # fmt: skip
 CAPTION = """\
 PSNR is to the full run of the same captions and seeds, the mean over so many `pictures` of {size} px at CFG {cfg:g}, scheduler
 {scheduler}; equal pictures count as {equal:g} dB. `plan`, a letter a step: w warm-up, a refresh, s selective, h skipped.
@@ -226,7 +229,8 @@ def traits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["sampler"] for row in rows):
         sampler = find_sampler(sampler_object(name).sampler_function.__name__)
         values = (sampler.evaluations, sampler.memory, *(_word(flag) for flag in (sampler.stochastic, sampler.corrector, sampler.forecast)))
-        found.append(dict(zip(TRAITS, (name, *values, sampler.full or None), strict=True)))
+        limits = (sampler.held, sampler.parts, sampler.reach, sampler.why_full(PRESETS["balanced"].schedule()) or None)
+        found.append(dict(zip(TRAITS, (name, *values, *limits), strict=True)))
     return found
 
 

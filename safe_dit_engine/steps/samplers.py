@@ -13,7 +13,6 @@ ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
-FORGETS = "keeps nothing of the latent but the prediction, so one that was not computed is all of the next step"
 FEWER = "was measured to come closer with fewer steps than with this preset"
 
 
@@ -72,8 +71,8 @@ SAMPLERS = {
     "dpm_adaptive_function": Sampler(evaluations=3, full=ADAPTIVE),
     "sample_dpmpp_2s_ancestral": Sampler(evaluations=2, stochastic=True),
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
-    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, full=BETWEEN),
-    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, full=BETWEEN),
+    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, held=0, parts=0),
+    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, held=0, parts=0),
     "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, parts=0, reach=0.6),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, held=1, parts=0, reach=0.6),
@@ -83,7 +82,7 @@ SAMPLERS = {
     "sample_dpmpp_3m_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_dpmpp_3m_sde_gpu": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_ddpm": Sampler(stochastic=True, corrector=True, forecast=True, parts=0),
-    "sample_lcm": Sampler(stochastic=True, full=FORGETS),
+    "sample_lcm": Sampler(stochastic=True, held=0, parts=0),
     "sample_ipndm": Sampler(memory=3),
     "sample_ipndm_v": Sampler(memory=3),
     "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
