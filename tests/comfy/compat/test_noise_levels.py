@@ -78,7 +78,7 @@ def sampling(guests: Any, demo: Any) -> Sampling:
     return Sampling(guests, demo)
 
 
-@pytest.mark.parametrize("steps", [8, 12])
+@pytest.mark.parametrize("steps", [8, 12, 20])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_few_steps_are_no_worse_than_fewer_steps(sampling: Sampling, sampler: str, steps: int) -> None:
     leads = sampling.leads("balanced", steps, sampler)
@@ -197,6 +197,17 @@ def test_samplers_with_levels_of_their_own_compute_everything(sampling: Sampling
     ours = sampling.latent(sampling.accelerated("draft"), sigmas, sampler)
     assert "h" not in sampling.plan() and any("this sampler" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
+
+
+@pytest.mark.parametrize(("sampler", "preset"), [("lcm", "balanced"), ("dpmpp_sde", "quality"), ("dpmpp_2m", "paper")])
+def test_where_fewer_steps_are_closer_presets_leave_nothing_out(sampling: Sampling, sampler: str, preset: str) -> None:
+    """Values given by hand are taken as they are."""
+    sigmas = sampling.sigmas(15)
+    ours = sampling.latent(sampling.accelerated(preset), sigmas, sampler)
+    assert set(sampling.plan()) <= {"w", "a"} and any("fewer steps" in note for note in sampling.report().notes)
+    assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
+    sampling.latent(sampling.accelerated("custom"), sigmas, sampler)
+    assert "s" in sampling.plan()
 
 
 # Two caches
