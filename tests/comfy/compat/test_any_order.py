@@ -153,7 +153,7 @@ def test_the_order_of_prompts_changes_nothing(queue: Queue, record_property: Any
         same_again(queue, PROMPTS[number])
     after = queue.memory()
     record_property("tensors, bytes, objects of ours before and after", (before, after))
-    assert after == before
+    assert all(late <= early for late, early in zip(after, before, strict=True)), "what other tests left may go meanwhile, nothing may come"
 
 
 def test_the_prompts_differ(queue: Queue) -> None:
