@@ -137,8 +137,8 @@ class Bench:
         self._decoded.clear()
         known: dict[bytes, Tensor] = {}
         for name in presets:
-            first, plan, share, notes = self._accelerated(sampler, steps, name, 1)
-            row: dict[str, Any] = {"sampler": sampler, "shift": self._shift, "steps": steps, "preset": name, "plan": plan, "notes": notes}
+            first, plan, share = self._accelerated(sampler, steps, name, 1)
+            row: dict[str, Any] = {"sampler": sampler, "shift": self._shift, "steps": steps, "preset": name, "plan": plan}
             row |= {"pictures": len(self._seeds), "evaluations": sum(letter != "h" for letter in plan)}
             if share < 1.0:
                 if _bytes(first) not in known:
@@ -159,7 +159,7 @@ class Bench:
             self._full[steps] = self._pictures(self._sampled(self._shifted(), sampler, steps))
         return self._full[steps]
 
-    def _accelerated(self, sampler: str, steps: int, name: str, count: int | None = None) -> tuple[Tensor, str, float, list[str]]:
+    def _accelerated(self, sampler: str, steps: int, name: str, count: int | None = None) -> tuple[Tensor, str, float]:
         from ..hosts.comfy import configure
         from ..hosts.comfy_live import finished_report
 
@@ -168,7 +168,7 @@ class Bench:
         samples = self._sampled(model, sampler, steps, count)
         report = finished_report(NAME)
         plan = "".join(record.kind.value[0] for record in report.evaluations)
-        return samples, plan, report.rows_computed_share, report.notes
+        return samples, plan, report.rows_computed_share
 
     def _shifted(self) -> Any:
         import comfy.model_sampling as sampling

@@ -13,7 +13,7 @@ ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
-FEWER = "was measured to come closer with fewer steps than with this preset"
+FEWER = "may come closer to the full run with fewer steps than with this preset"
 
 
 @dataclass(frozen=True)

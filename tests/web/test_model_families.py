@@ -71,7 +71,6 @@ FEW_STEPS = (
     "asking for fewer."
 )
 TWENTY = {"warmup": 4, "held": 10, "anchor": 6}
-# Of the preset paper at `STEPS`. Lens has a small shift at this size, so warm-up is over sooner; uni_pc leaves out the last level but one.
 # Selective steps whatever the noise schedule and the sampler of a graph.
 SELECTIVE: dict[str, Any] = {
     "preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "widen": False, "held_steps": 0,
