@@ -17,6 +17,7 @@ from .cache import Storage
 from .masks import MaskLedger
 from .partition import Partition
 from .steps.plan import StepKind
+from .steps.samplers import EULER, Sampler
 from .stopwatch import Stopwatch
 
 MESSAGE_VERSION = 1
@@ -55,9 +56,7 @@ class RunReport:
     backbone: str = ""
     progress: tuple[float, ...] = ()  # at every noise level of the run
     window: tuple[int, int] = (0, 0)  # half-open range of steps that need not be computed in full
-    held: int = 3  # how many steps presets leave out one after another with this sampler
-    parts: int = 1  # and in how many they compute a part of the tokens
-    reach: float = 1.0  # and how far apart full steps lie then
+    sampler: Sampler = EULER
     evaluations: list[StepRecord] = field(default_factory=list)
     noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""
@@ -125,7 +124,8 @@ class RunReport:
     def levels(self) -> dict[str, Any]:
         """What the run's plan followed from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
-        return {"progress": levels, "window": list(self.window), "held": self.held, "parts": self.parts, "reach": self.reach}
+        limits = {"held": self.sampler.held, "selective": self.sampler.selective, "reach": self.sampler.reach}
+        return {"progress": levels, "window": list(self.window), **limits}
 
     def mask_counts(self) -> list[int] | None:
         """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""

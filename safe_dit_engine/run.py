@@ -120,7 +120,7 @@ class Run:
         self._sampler = sampler
         self._clock = StepClock(self.sigmas)
         self.report.progress, self.report.window = self.progress, (0, 0) if sampler.full else window
-        self.report.held, self.report.parts, self.report.reach = sampler.held, sampler.parts, sampler.reach
+        self.report.sampler = sampler
         self.plan = plan_steps(self.progress, warmup, schedule, self.report.window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan

@@ -229,7 +229,7 @@ def traits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["sampler"] for row in rows):
         sampler = find_sampler(sampler_object(name).sampler_function.__name__)
         values = (sampler.evaluations, sampler.memory, *(_word(flag) for flag in (sampler.stochastic, sampler.corrector, sampler.forecast)))
-        limits = (sampler.held, sampler.parts, sampler.reach, sampler.why_full(PRESETS["balanced"].schedule()) or None)
+        limits = (sampler.held, sampler.selective, sampler.reach, sampler.why_full(PRESETS["balanced"].schedule()) or None)
         found.append(dict(zip(TRAITS, (name, *values, *limits), strict=True)))
     return found
 

@@ -24,7 +24,7 @@ class Sampler:
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped. What presets may do, by
-    what was measured: `held`: how many steps they leave out one after another; `parts`: in how many they compute a part of the tokens;
+    what was measured: `held`: how many steps they leave out one after another; `selective`: how many selective steps they run one after another;
     `reach`: how far apart full steps may lie, as a share of what Euler's method bears.
     """
 
@@ -35,7 +35,7 @@ class Sampler:
     forecast: bool = False
     full: str = ""
     held: int = 3
-    parts: int = 1
+    selective: int = 1
     reach: float = 1.0
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
@@ -43,7 +43,7 @@ class Sampler:
         if not schedule.spaced:
             return schedule
         held = min(schedule.held_steps, self.held)
-        most = held if schedule.held_steps else self.parts
+        most = held if schedule.held_steps else self.selective
         interval = min(schedule.refresh_interval, most + 1)
         return replace(schedule, held_steps=held, refresh_interval=interval, spaced=schedule.spaced * self.reach)
 
@@ -57,12 +57,12 @@ CAUTIOUS = Sampler(held=1)
 
 SAMPLERS = {
     "sample_euler": Sampler(corrector=True, forecast=True),
-    "sample_euler_ancestral": Sampler(stochastic=True, corrector=True, parts=0),
+    "sample_euler_ancestral": Sampler(stochastic=True, corrector=True, selective=0),
     "sample_euler_cfg_pp": Sampler(full=PARTS),
     "sample_euler_ancestral_cfg_pp": Sampler(stochastic=True, full=PARTS),
-    "sample_heun": Sampler(evaluations=2, corrector=True, forecast=True, parts=0),
+    "sample_heun": Sampler(evaluations=2, corrector=True, forecast=True, selective=0),
     "sample_heunpp2": Sampler(evaluations=3, full=OWN_LEVELS),
-    "sample_exp_heun_2_x0": Sampler(evaluations=2, corrector=True, forecast=True, parts=0),
+    "sample_exp_heun_2_x0": Sampler(evaluations=2, corrector=True, forecast=True, selective=0),
     "sample_exp_heun_2_x0_sde": Sampler(evaluations=2, stochastic=True, corrector=True),
     "sample_dpm_2": Sampler(evaluations=2, full=BETWEEN),
     "sample_dpm_2_ancestral": Sampler(evaluations=2, stochastic=True),
@@ -71,24 +71,24 @@ SAMPLERS = {
     "dpm_adaptive_function": Sampler(evaluations=3, full=ADAPTIVE),
     "sample_dpmpp_2s_ancestral": Sampler(evaluations=2, stochastic=True),
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
-    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, held=0, parts=0),
-    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, held=0, parts=0),
-    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, parts=0, reach=0.6),
+    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, held=0, selective=0),
+    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, held=0, selective=0),
+    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, selective=0, reach=0.6),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, held=1, parts=0, reach=0.6),
-    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, held=1, parts=0, reach=0.6),
-    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, held=1, parts=0, reach=0.6),
-    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, held=1, parts=0, reach=0.6),
+    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
     "sample_dpmpp_3m_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_dpmpp_3m_sde_gpu": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
-    "sample_ddpm": Sampler(stochastic=True, corrector=True, forecast=True, parts=0),
-    "sample_lcm": Sampler(stochastic=True, held=0, parts=0),
+    "sample_ddpm": Sampler(stochastic=True, corrector=True, forecast=True, selective=0),
+    "sample_lcm": Sampler(stochastic=True, held=0, selective=0),
     "sample_ipndm": Sampler(memory=3),
     "sample_ipndm_v": Sampler(memory=3),
     "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
-    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, parts=0, reach=0.6),
+    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, selective=0, reach=0.6),
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, held=1, parts=0, reach=0.6),
+    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
     "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True),
     "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),

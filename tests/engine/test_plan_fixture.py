@@ -29,7 +29,7 @@ def cases() -> list[dict[str, Any]]:
         percents = {"start_percent": 0.0, "end_percent": 1.0}
         schedule = {"refresh_interval": interval, **percents, "widen": widen, "held_steps": held, "spaced": index % 5 != 0}
         keep = (0.1, 0.25, 1.0)[index % 3]
-        sampler = {"held": (3, 0, 1, 2)[index // 4 % 4], "parts": index // 4 % 3, "reach": (1.0, 0.75)[index % 7 % 2]}
+        sampler = {"held": (3, 0, 1, 2)[index // 4 % 4], "selective": index // 4 % 3, "reach": (1.0, 0.75)[index % 7 % 2]}
         asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window}
         found.append({**asked, "keep_ratio": keep, "sampler": sampler})
     return found

@@ -204,11 +204,11 @@ def limited(name: str, **sampler: Any) -> str:
 def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert "hh" not in limited("draft", held=1) and "hh" in limited("draft", held=2) and "s" not in limited("draft", held=1)
     assert limited("quality", held=1) == limited("quality") != limited("paper")
-    assert set(limited("paper", parts=0)) == set(limited("balanced", held=0)) == {"w", "a"}
-    assert "ss" not in limited("paper", parts=1) and "ss" in limited("paper", parts=2)
+    assert set(limited("paper", selective=0)) == set(limited("balanced", held=0)) == {"w", "a"}
+    assert "ss" not in limited("paper", selective=1) and "ss" in limited("paper", selective=2)
     assert limited("balanced", reach=0.5).count("h") < limited("balanced").count("h")
     by_hand = ScheduleConfig(4, held_steps=2)
-    assert Sampler(held=0, parts=0).limit(by_hand) is by_hand
-    for sampler, preset in ((Sampler(held=0), "fast"), (Sampler(parts=0), "paper")):
+    assert Sampler(held=0, selective=0).limit(by_hand) is by_hand
+    for sampler, preset in ((Sampler(held=0), "fast"), (Sampler(selective=0), "paper")):
         assert "fewer steps" in sampler.why_full(PRESETS[preset].schedule())
-    assert Sampler(parts=0).why_full(PRESETS["fast"].schedule()) == "" == Sampler().why_full(PRESETS["paper"].schedule())
+    assert Sampler(selective=0).why_full(PRESETS["fast"].schedule()) == "" == Sampler().why_full(PRESETS["paper"].schedule())

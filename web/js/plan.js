@@ -45,17 +45,17 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
 }
 
 /**
- * A preset's schedule as it runs with a sampler that lets presets leave out at most `held` steps one after another, or compute a part of the
- * tokens in at most `parts` of them, full steps at `reach` of the usual distance: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
+ * A preset's schedule as it runs with a sampler that lets presets leave out at most `held` steps one after another, or run at most
+ * `selective` selective ones, with full steps at `reach` of the usual distance: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
  * @template {Schedule} T
  * @param {T} schedule
- * @param {{ held: number, parts: number, reach: number }} sampler
+ * @param {{ held: number, selective: number, reach: number }} sampler
  * @returns {T}
  */
-export function limited(schedule, { held, parts, reach }) {
+export function limited(schedule, { held, selective, reach }) {
   if (!schedule.spaced) return schedule;
   const fewer = Math.min(schedule.held_steps, held);
-  const most = schedule.held_steps ? fewer : parts;
+  const most = schedule.held_steps ? fewer : selective;
   const interval = Math.min(schedule.refresh_interval, most + 1);
   return { ...schedule, held_steps: fewer, refresh_interval: interval, spaced: Number(schedule.spaced) * reach };
 }
