@@ -23,9 +23,9 @@ class Sampler:
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
-    predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped. What presets may do, by
-    what was measured: `held`: how many steps they leave out one after another; `selective`: how many selective steps they run one after another;
-    `reach`: how far apart full steps may lie, as a share of what Euler's method bears.
+    predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
+    What presets may do, by what was measured: `held` and `selective`: how many skipped and how many selective steps they run one after
+    another; `reach`: how far apart full steps may lie, as a share of what Euler's method bears.
     """
 
     evaluations: int = 1
