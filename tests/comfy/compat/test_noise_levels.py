@@ -78,7 +78,7 @@ def sampling(guests: Any, demo: Any) -> Sampling:
     return Sampling(guests, demo)
 
 
-@pytest.mark.parametrize("steps", [8, 12, 20])
+@pytest.mark.parametrize("steps", [6, 8, 10, 12, 15, 20])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_few_steps_are_no_worse_than_fewer_steps(sampling: Sampling, sampler: str, steps: int) -> None:
     leads = sampling.leads("balanced", steps, sampler)
