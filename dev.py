@@ -549,18 +549,18 @@ def command_test(args: Sequence[str]) -> int:
 
 def command_demo(args: Sequence[str]) -> int:
     """`demo`: the showcase."""
-    return hand_over(setup(), ["-m", "safe_dit_engine", "showcase", *args])
+    return hand_over(setup(), ["-m", "benchmarks", "showcase", *args])
 
 
 def command_serve(args: Sequence[str]) -> int:
     """`serve`: ComfyUI with the pack, in the browser."""
-    return hand_over(setup(), ["-m", "safe_dit_engine", "serve", *args])
+    return hand_over(setup(), ["-m", "benchmarks", "serve", *args])
 
 
 def command_run(args: Sequence[str]) -> int:
     """`run`: python inside the environment."""
     if not args:
-        raise SetupError("`run` needs what python should run, for example: dev.py run -m safe_dit_engine cost --out output.")
+        raise SetupError("`run` needs what python should run, for example: dev.py run -m benchmarks cost --out output.")
     return hand_over(setup(), args)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy import configure
-from ..safe_dit_engine.masks import MaskMode
-from ..safe_dit_engine.painting import parse_painting
-from ..safe_dit_engine.partition import MIN_KEEP_RATIO
+from ..safe_dit_engine.hosts.comfy.wrappers import configure
+from ..safe_dit_engine.masks.certify import MaskMode
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
-from .inputs import cache_input, follow_inputs, held_inputs, judged_painting, painting_input
+from ..safe_dit_engine.tokens.painting import parse_painting
+from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO
+from .inputs import cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs
 
 CUSTOM = "custom"
 
@@ -64,8 +64,8 @@ class SafeDitAccelerate(io.ComfyNode):
                     max=64,
                     tooltip="Custom only. Full steps at the start, in which the node finds out where the prompt acts.",
                 ),
-                *follow_inputs(default.forecast, default.widen, "Custom only. "),
-                *held_inputs(default.held_steps, default.settle, "Custom only. "),
+                *forecast_inputs(default.forecast, default.early_refresh, "Custom only. "),
+                *skipping_inputs(default.skipped_steps, default.corrector, "Custom only. "),
                 painting_input(),
                 cache_input(),
             ],
@@ -86,14 +86,14 @@ class SafeDitAccelerate(io.ComfyNode):
         refresh_interval: int,
         warmup_steps: int,
         forecast: float,
-        widen: bool,
-        held_steps: int = 0,
-        settle: bool = False,
+        early_refresh: bool,
+        skipped_steps: int = 0,
+        corrector: bool = False,
         painted_tokens: str = "",
         cache: str = CacheMode.AUTO.value,
     ) -> io.NodeOutput:
         """Attach the settings to a copy of the model."""
-        own = Preset(keep_ratio, refresh_interval, warmup_steps, forecast, widen, held_steps, settle)
+        own = Preset(keep_ratio, refresh_interval, warmup_steps, forecast, early_refresh, skipped_steps, corrector)
         own.partition()  # what is no number is refused whichever preset is chosen
         own.schedule()
         chosen = PRESETS.get(preset, own)
@@ -108,6 +108,6 @@ def _preset_tooltip() -> str:
 
 def _in_words(preset: Preset) -> str:
     refresh = f"all tokens at least every {preset.refresh_interval} steps"
-    if preset.held_steps >= preset.refresh_interval - 1:
+    if preset.skipped_steps >= preset.refresh_interval - 1:
         return f"{refresh}, nothing in between"
     return f"{refresh}, {preset.keep_ratio:.0%} of them in between"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy_demo import load_demo
+from ..safe_dit_engine.hosts.comfy.demo import load_demo
 
 
 class SafeDitDemoModel(io.ComfyNode):

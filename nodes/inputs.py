@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.painting import parse_painting
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
+from ..safe_dit_engine.tokens.painting import parse_painting
 
 
-def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
+def forecast_inputs(forecast: float, early_refresh: bool, when: str = "") -> list[Any]:
     """How what is not computed goes on between refreshes, with these defaults; `when` opens the tooltips."""
     return [
         io.Float.Input(
@@ -26,8 +26,8 @@ def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
             ),
         ),
         io.Boolean.Input(
-            "widen",
-            default=widen,
+            "early_refresh",
+            default=early_refresh,
             advanced=True,
             tooltip=(
                 f"{when}Refresh more often in the first third, where the picture still changes fast: every 2 steps at first, then less "
@@ -37,13 +37,13 @@ def follow_inputs(forecast: float, widen: bool, when: str = "") -> list[Any]:
     ]
 
 
-def held_inputs(held_steps: int, settle: bool, when: str = "") -> list[Any]:
+def skipping_inputs(skipped_steps: int, corrector: bool, when: str = "") -> list[Any]:
     """Steps that compute nothing, and what a refresh makes up for; `when` opens the tooltips. Optional: older prompts lack them."""
     return [
         io.Int.Input(
-            "held_steps",
+            "skipped_steps",
             optional=True,
-            default=held_steps,
+            default=skipped_steps,
             min=0,
             max=MAX_REFRESH_INTERVAL - 1,
             tooltip=(
@@ -52,9 +52,9 @@ def held_inputs(held_steps: int, settle: bool, when: str = "") -> list[Any]:
             ),
         ),
         io.Boolean.Input(
-            "settle",
+            "corrector",
             optional=True,
-            default=settle,
+            default=corrector,
             advanced=True,
             tooltip=f"{when}At every refresh, make up for what the steps since the last one got wrong. Costs nothing.",
         ),

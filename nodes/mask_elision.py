@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy import configure
-from ..safe_dit_engine.masks import MaskMode
+from ..safe_dit_engine.hosts.comfy.wrappers import configure
+from ..safe_dit_engine.masks.certify import MaskMode
 
 
 class SafeDitMaskElision(io.ComfyNode):

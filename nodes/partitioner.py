@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.focus import FocusRequest
-from ..safe_dit_engine.hosts.comfy import configure, token_ids
-from ..safe_dit_engine.partition import MIN_KEEP_RATIO, PartitionConfig, Signal
+from ..safe_dit_engine.hosts.comfy.wrappers import configure, token_ids
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
+from ..safe_dit_engine.tokens.focus import FocusRequest
+from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO, PartitionConfig, Signal
 
 DEFAULTS = PRESETS[DEFAULT_PRESET].partition()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..safe_dit_engine.hosts.comfy_live import report_upstream, sampled_upstream, whole_prompt
-from ..safe_dit_engine.pictures import sensitivity_mask, token_map
+from ..safe_dit_engine.hosts.comfy.live import report_upstream, sampled_upstream, whole_prompt
+from ..safe_dit_engine.tokens.pictures import sensitivity_mask, token_map
 
 NO_RUN = (
     "No SAFE-DiT run found before this node: connect its latent to the output of a sampler whose model passed through a SAFE-DiT node "

@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from ..safe_dit_engine.hosts.comfy_live import LiveWish, wish
+from ..safe_dit_engine.hosts.comfy.live import LiveWish, wish
 from ..safe_dit_engine.presets import PRESETS
 from ..safe_dit_engine.steps.plan import StepCosts
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy import SelectiveSampler, default_sampler
-from ..safe_dit_engine.painting import parse_painting
+from ..safe_dit_engine.hosts.comfy.wrappers import SelectiveSampler, default_sampler
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
-from .inputs import cache_input, follow_inputs, held_inputs, judged_painting, painting_input
+from ..safe_dit_engine.tokens.painting import parse_painting
+from .inputs import cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs
 
-DEFAULTS = ScheduleConfig(refresh_interval=3, forecast=0.45, widen=True, settle=True)
+DEFAULTS = ScheduleConfig(refresh_interval=3, forecast=0.45, early_refresh=True, corrector=True)
 
 
 class SafeDitSelectiveSampler(io.ComfyNode):
@@ -55,9 +55,9 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="After this part of the run every step is full.",
                 ),
-                *follow_inputs(DEFAULTS.forecast, DEFAULTS.widen),
+                *forecast_inputs(DEFAULTS.forecast, DEFAULTS.early_refresh),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
-                *held_inputs(DEFAULTS.held_steps, DEFAULTS.settle),
+                *skipping_inputs(DEFAULTS.skipped_steps, DEFAULTS.corrector),
                 painting_input(),
                 cache_input(),
             ],
@@ -84,14 +84,14 @@ class SafeDitSelectiveSampler(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         forecast: float,
-        widen: bool,
+        early_refresh: bool,
         sampler: Any = None,
-        held_steps: int = 0,
-        settle: bool = False,
+        skipped_steps: int = 0,
+        corrector: bool = False,
         painted_tokens: str = "",
         cache: str = CacheMode.AUTO.value,
     ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, widen, held_steps, settle, CacheMode(cache))
+        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, early_refresh, skipped_steps, corrector, CacheMode(cache))
         wrapped = sampler if sampler is not None else default_sampler()
         return io.NodeOutput(SelectiveSampler(wrapped, schedule, parse_painting(painted_tokens)))

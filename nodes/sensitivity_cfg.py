@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.guidance import GuidanceConfig
-from ..safe_dit_engine.hosts.comfy import configure
+from ..safe_dit_engine.hosts.comfy.wrappers import configure
 
 DEFAULTS = GuidanceConfig()
 

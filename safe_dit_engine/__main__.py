@@ -6,25 +6,7 @@ import sys
 from collections.abc import Sequence
 
 TOOLS = {
-    "train": ".demo.train",
-    "showcase": ".bench.showcase",
-    "backbones": ".bench.backbones",
-    "cost": ".bench.cost",
-    "fidelity": ".bench.fidelity",
-    "diffusers-fidelity": ".bench.diffusers_fidelity",
-    "schedulers": ".bench.schedulers",
-    "samplers": ".bench.samplers",
-    "few-steps": ".bench.few_steps",
-    "generate": ".bench.generate",
-    "ablation": ".bench.ablation",
-    "sensitivity": ".bench.sensitivity",
-    "masktax": ".bench.masktax",
-    "memory": ".bench.memory",
-    "prediction": ".bench.prediction",
-    "reporting": ".bench.reporting",
-    "serve": ".bench.serve",
-    "speed": ".bench.speed",
-    "study": ".bench.study",
+    "generate": ".cli.generate",
 }
 
 

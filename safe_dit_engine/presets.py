@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .partition import PartitionConfig
 from .steps.plan import ScheduleConfig
+from .tokens.partition import PartitionConfig
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Preset:
     refresh_interval: int
     warmup_steps: int
     forecast: float
-    widen: bool
-    held_steps: int
-    settle: bool
+    early_refresh: bool
+    skipped_steps: int
+    corrector: bool
 
     def partition(self) -> PartitionConfig:
         """How tokens are split."""
@@ -29,9 +29,9 @@ class Preset:
         return ScheduleConfig(
             refresh_interval=self.refresh_interval,
             forecast=self.forecast,
-            widen=self.widen,
-            held_steps=self.held_steps,
-            settle=self.settle,
+            early_refresh=self.early_refresh,
+            skipped_steps=self.skipped_steps,
+            corrector=self.corrector,
             spaced=True,
         )
 
@@ -40,9 +40,9 @@ DEFAULT_PRESET = "balanced"
 # By distance to dense at equal time on the demo model, where whole steps, settled, beat every mix with selective rows
 # (docs/experiments.md); `paper` is the paper's own rule.
 PRESETS = {
-    "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, widen=False, held_steps=1, settle=True),
-    "balanced": Preset(0.25, refresh_interval=3, warmup_steps=4, forecast=0.3, widen=True, held_steps=2, settle=True),
-    "fast": Preset(0.25, refresh_interval=3, warmup_steps=2, forecast=0.15, widen=True, held_steps=2, settle=True),
-    "draft": Preset(0.25, refresh_interval=4, warmup_steps=2, forecast=0.0, widen=True, held_steps=3, settle=True),
-    "paper": Preset(0.25, refresh_interval=4, warmup_steps=4, forecast=0.0, widen=False, held_steps=0, settle=False),
+    "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, early_refresh=False, skipped_steps=1, corrector=True),
+    "balanced": Preset(0.25, refresh_interval=3, warmup_steps=4, forecast=0.3, early_refresh=True, skipped_steps=2, corrector=True),
+    "fast": Preset(0.25, refresh_interval=3, warmup_steps=2, forecast=0.15, early_refresh=True, skipped_steps=2, corrector=True),
+    "draft": Preset(0.25, refresh_interval=4, warmup_steps=2, forecast=0.0, early_refresh=True, skipped_steps=3, corrector=True),
+    "paper": Preset(0.25, refresh_interval=4, warmup_steps=4, forecast=0.0, early_refresh=False, skipped_steps=0, corrector=False),
 }

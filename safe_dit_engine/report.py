@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import Storage
-from .masks import MaskLedger
-from .partition import Partition
+from .masks.certify import MaskLedger
+from .selective.kv_cache import Storage
 from .steps.plan import StepKind
 from .steps.samplers import EULER, Sampler
 from .stopwatch import Stopwatch
+from .tokens.partition import Partition
 
 MESSAGE_VERSION = 1
 RECORD_MAP_EDGE = 64
@@ -87,7 +87,7 @@ class RunReport:
         total = sum(record.rows_total for record in self.evaluations)
         if total:
             return sum(record.rows_active for record in self.evaluations) / total
-        computed = sum(record.kind is not StepKind.HELD for record in self.evaluations)
+        computed = sum(record.kind is not StepKind.SKIPPED for record in self.evaluations)
         return computed / len(self.evaluations) if self.evaluations else 1.0
 
     def counts(self) -> dict[str, int]:
@@ -124,7 +124,7 @@ class RunReport:
     def levels(self) -> dict[str, Any]:
         """What the run's plan followed from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
-        limits = {"held": self.sampler.held, "selective": self.sampler.selective, "reach": self.sampler.reach}
+        limits = {"skipped": self.sampler.skipped, "selective": self.sampler.selective, "reach": self.sampler.reach}
         return {"progress": levels, "window": list(self.window), **limits}
 
     def mask_counts(self) -> list[int] | None:
@@ -204,7 +204,7 @@ def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[
         "kind": record.kind.value,
         "w": partition.grid[1] if partition is not None else 0,
         "h": partition.grid[0] if partition is not None else 0,
-        "k": 0 if record.kind is StepKind.HELD else partition.kept if partition is not None and selective else None,
+        "k": 0 if record.kind is StepKind.SKIPPED else partition.kept if partition is not None and selective else None,
         "mask": report.mask_bits if selective else None,
         "sens": report.map_bytes if with_map else None,
         "rows": [record.rows_active, record.rows_total],

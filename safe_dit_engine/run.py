@@ -18,23 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import BACKBONES, Backbone, find_backbone
-from .cache import BranchCache, KeyValues
-from .execution import HEAD, CallPlan, ModelCall
-from .focus import Focus, find_focus
 from .guidance import GuidanceConfig, scale_map, to_pixels
-from .masks import MaskLedger, MaskMode
-from .memory import Memory, MemoryPlan
-from .painting import distorted, kept_tokens
-from .partition import Partition, PartitionConfig, Signal, forced_tokens, select_rows
-from .policies import SpreadPolicy
+from .masks.certify import MaskLedger, MaskMode
 from .report import NoteLevel, RunReport, StepRecord
-from .sensitivity import Evidence, guidance_strength
+from .selective.kv_cache import CondCache, KeyValues
+from .selective.memory import Memory, MemoryPlan
+from .selective.model_call import HEAD, CallPlan, ModelCall
 from .steps.clock import StepClock
 from .steps.forecast import Forecaster, weight_of
 from .steps.levels import flow_progress
 from .steps.plan import ScheduleConfig, StepKind, plan_steps, reaches, trust, why_full
 from .steps.samplers import EULER, Sampler
 from .stopwatch import Stopwatch
+from .tokens.focus import Focus, find_focus
+from .tokens.painting import distorted, kept_tokens
+from .tokens.partition import Partition, PartitionConfig, Signal, forced_tokens, select_rows
+from .tokens.sensitivity import Evidence, guidance_strength
 
 log = logging.getLogger("safe_dit")
 
@@ -65,15 +64,15 @@ class SafeConfig:
 
 
 @dataclass(frozen=True)
-class BranchCall:
-    """A branch as a host sees it in one call: conditioning identity and its index among the conditionings of the evaluation."""
+class CondCall:
+    """A cond as a host sees it in one call: conditioning identity and its index among the conditionings of the evaluation."""
 
     identity: Hashable
     index: int
 
 
 @dataclass(frozen=True)
-class Obstacle:
+class Fallback:
     """Why a call must run at full length, as the end of a sentence. `readable`: its rows still lie where the backbone says."""
 
     reason: str
@@ -103,7 +102,7 @@ class Run:
         self.config = config
         self.sigmas = tuple(sigmas)
         self.ledger = MaskLedger(config.masks, bracketed=True)
-        self.cache = BranchCache()
+        self.cache = CondCache()
         self.key_values = KeyValues(self.cache)
         self.report = RunReport(total_steps=len(self.sigmas) - 1)
         self.report.ledger = self.ledger if config.masks is not MaskMode.OFF else None
@@ -124,14 +123,14 @@ class Run:
         self.plan = plan_steps(self.progress, warmup, schedule, self.report.window)
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self._selects = StepKind.SELECTIVE in self.plan
-        self._holds = StepKind.HELD in self.plan
+        self._holds = StepKind.SKIPPED in self.plan
         self._backbone = self._fit(module, latent_shape, backbones)
         # Of selective steps alone: steps that compute nothing do not depend on them.
         self._selective_allowed = self._partitioning.keep_ratio < 1.0
         self._memory = MemoryPlan(schedule.cache, memory)
-        self._obstructed = False
+        self._fell_back = False
         self._interval, self._spaced = schedule.refresh_interval, schedule.spaced
-        forecast, corrects = schedule.forecast if sampler.forecast else 0.0, schedule.settle and sampler.corrector
+        forecast, corrects = schedule.forecast if sampler.forecast else 0.0, schedule.corrector and sampler.corrector
         self._new_forecaster = partial(Forecaster, forecast, corrects)
         self._forecaster = self._new_forecaster()
         self._active: Hashable = None
@@ -139,7 +138,6 @@ class Run:
         self._renewed: set[Hashable] = set()
         self._evidence_fits = True
         self._nan: Tensor | None = None
-        self._policy = SpreadPolicy() if self._partitioning.signal.moves else None
         self._all_arrive = True
         self._last_full: int | None = None  # step
         self._answered: int | None = None  # the last step that was skipped
@@ -175,7 +173,7 @@ class Run:
 
     def _judge_plan(self, schedule: ScheduleConfig) -> None:
         asked = self.config.schedule is not None and schedule.refresh_interval > 1
-        if asked and (schedule.held_steps or self._selective_allowed) and all(kind.dense for kind in self.plan):
+        if asked and (schedule.skipped_steps or self._selective_allowed) and all(kind.full for kind in self.plan):
             reason = why_full(self.progress, self._sampler.why_full(schedule), schedule.spaced)
             self.note(f"Every step is computed, so nothing is saved: {reason}.")
 
@@ -220,11 +218,11 @@ class Run:
 
     def _begin_step(self, step: int, device: torch.device | None = None) -> None:
         self.step = step
-        self.kind = self.plan[step] if self.plan else StepKind.ANCHOR
+        self.kind = self.plan[step] if self.plan else StepKind.REFRESH
         self._rows = [0, 0]
         self._selected: Partition | None = None
-        # One branch at full length and another held back would guide with two different pictures: after an obstacle, all run dense.
-        self._blocked, self._obstructed = self._obstructed, False
+        # One cond at full length and another held back would guide with two different pictures: after an fallback, all run dense.
+        self._blocked, self._fell_back = self._fell_back, False
         self._executed_dense = self._skipped = self._settling = False
         self._ran_full = self._ran_selective = False
         self._passes: Counter[Hashable] = Counter()
@@ -258,19 +256,19 @@ class Run:
             self._unsettled = STEPS_AFTER_CHANGE
         self._settling, self._unsettled = self._unsettled > 0, max(self._unsettled - 1, 0)
         self._blocked |= self._settling
-        if self._settling and not self.kind.dense:
+        if self._settling and not self.kind.full:
             self.note(f"The conditionings change during the run; the {STEPS_AFTER_CHANGE} steps from there run in full.")
 
     def compute_all(self, reason: str) -> None:
         """Leave out nothing from the next evaluation on; `reason`: the end of a sentence."""
-        if not all(kind.dense for kind in self.plan):
-            self.plan = tuple(kind if kind.dense else StepKind.ANCHOR for kind in self.plan)
+        if not all(kind.full for kind in self.plan):
+            self.plan = tuple(kind if kind.full else StepKind.REFRESH for kind in self.plan)
             self.note(f"Every step is computed, so nothing is saved: {reason}.", NoteLevel.WARNING)
 
-    def held(self) -> Tensor | None:
+    def skipped(self) -> Tensor | None:
         """The prediction of an evaluation for which nothing needs to run; None: run it."""
         ready = self._may_skip and self._forecaster.ready and not self._settling
-        if self.kind is not StepKind.HELD or not ready or not self._near_enough:
+        if self.kind is not StepKind.SKIPPED or not ready or not self._near_enough:
             return None
         if not self._all_arrive:
             self.note("Another node or the sampler leaves out steps of its own, so none are skipped from there on.", NoteLevel.WARNING)
@@ -336,8 +334,6 @@ class Run:
         if not self._may_skip:
             return prediction
         partition = self._selected
-        if self._policy is not None and self.selects:
-            self._policy.observe((x - prediction) / self._sigma, None if partition is None else partition.sensitive, self._grid)
         if partition is None or self._backbone is None:
             believed = self._trust(0)
             self._last_full = self.step
@@ -348,9 +344,9 @@ class Run:
     def end_evaluation(self) -> StepRecord:
         """The evaluation ended; returns what it was."""
         kind = self.kind
-        if not kind.dense and not self._skipped and (self._executed_dense or self._rows[1] == 0):
-            kind = StepKind.ANCHOR
-        self._obstructed |= self._selected is not None and self._executed_dense
+        if not kind.full and not self._skipped and (self._executed_dense or self._rows[1] == 0):
+            kind = StepKind.REFRESH
+        self._fell_back |= self._selected is not None and self._executed_dense
         self._dense_rows = max(self._dense_rows, self._rows[1])
         record = StepRecord(self.step, kind, self._rows[0], self._rows[1], self._stopwatch.stop())
         self.report.evaluations.append(record)
@@ -383,21 +379,21 @@ class Run:
         """Whether calls of `module` are of this run's model; where no model is known, it makes no difference."""
         return self._backbone is None or module is self._module
 
-    def begin_call(self, branches: Sequence[BranchCall], x: Tensor, obstacle: Obstacle | None) -> ModelCall | None:
-        """What a model call on `x` `[len(branches) * images, C, H, W]` should do; None: run it as if the pack were not there."""
+    def begin_call(self, conds: Sequence[CondCall], x: Tensor, fallback: Fallback | None) -> ModelCall | None:
+        """What a model call on `x` `[len(conds) * images, C, H, W]` should do; None: run it as if the pack were not there."""
         self.ledger.begin_call()
         if self._backbone is None:
             return None
         self._device = x.device
-        keys = tuple(self._branch_key(branch, x) for branch in branches)
-        extra = self.repeats(branches)
-        obstacle = obstacle or self._shape_obstacle(branches, x)
-        if obstacle is not None and self._selects:
-            self._tell_obstacle(obstacle, extra)
-        plan = self._plan_of(branches, keys, obstacle, extra)
+        keys = tuple(self._cond_key(cond, x) for cond in conds)
+        extra = self.repeats(conds)
+        fallback = fallback or self._shape_fallback(conds, x)
+        if fallback is not None and self._selects:
+            self._tell_fallback(fallback, extra)
+        plan = self._plan_of(conds, keys, fallback, extra)
         if not extra and (plan is None or plan.partition is None):
             self._executed_dense = True
-            if obstacle is not None and not obstacle.readable:
+            if fallback is not None and not fallback.readable:
                 self._mark_full()
         if plan is None or (not self._selects and not plan.evidence_of):  # else nobody reads what hooks would tell
             return None
@@ -410,23 +406,23 @@ class Run:
         """A call computes all rows: so must the others of this evaluation, but those that stand beside it (of another node)."""
         self._ran_full = self._blocked = True
 
-    def repeats(self, branches: Sequence[BranchCall]) -> bool:
+    def repeats(self, conds: Sequence[CondCall]) -> bool:
         """Whether this evaluation has seen one of these conditionings before: a guidance node evaluates the model once more."""
-        return any(self._passes[branch.identity] > 0 for branch in branches)
+        return any(self._passes[cond.identity] > 0 for cond in conds)
 
-    def _tell_obstacle(self, obstacle: Obstacle, extra: bool) -> None:
+    def _tell_fallback(self, fallback: Fallback, extra: bool) -> None:
         if not extra:
-            self._runs_full(obstacle.reason)
-        elif not self._obstructed:
-            self.note(f"Steps in which a guidance node evaluates the model once more run in full, because {obstacle.reason}.")
-        self._obstructed = True
+            self._runs_full(fallback.reason)
+        elif not self._fell_back:
+            self.note(f"Steps in which a guidance node evaluates the model once more run in full, because {fallback.reason}.")
+        self._fell_back = True
 
     def _plan_of(
-        self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...], obstacle: Obstacle | None, extra: bool
+        self, conds: Sequence[CondCall], keys: tuple[Hashable, ...], fallback: Fallback | None, extra: bool
     ) -> CallPlan | None:
-        if obstacle is not None:
-            return CallPlan(evidence_of=self._to_look_at(branches)) if obstacle.readable and not extra else None
-        return self._extra_plan(keys) if extra else self._call_plan(branches, keys)
+        if fallback is not None:
+            return CallPlan(evidence_of=self._to_look_at(conds)) if fallback.readable and not extra else None
+        return self._extra_plan(keys) if extra else self._call_plan(conds, keys)
 
     def _extra_plan(self, keys: tuple[Hashable, ...]) -> CallPlan | None:
         """Guidance subtracts one evaluation from another, so an extra one computes what the others of its step do; None: all of it."""
@@ -434,7 +430,7 @@ class Run:
             return CallPlan(capture=True, known=self._known, extra=True) if self._must_capture else None
         if self._remembered(keys):
             return CallPlan(partition=self._selected, extra=True)
-        self._obstructed = True
+        self._fell_back = True
         return None
 
     def _remember(self, keys: tuple[Hashable, ...]) -> None:
@@ -447,17 +443,17 @@ class Run:
         """Whether the last refresh renewed all of these: what one left out is older than the rest."""
         return self._renewed.issuperset(keys) and self.cache.has(HEAD, keys)
 
-    def _branch_key(self, branch: BranchCall, x: Tensor) -> Hashable:
-        pair = (branch.identity, branch.index)
+    def _cond_key(self, cond: CondCall, x: Tensor) -> Hashable:
+        pair = (cond.identity, cond.index)
         self._in_batch[pair] += 1
-        which = (self._passes[branch.identity], self._in_batch[pair])
+        which = (self._passes[cond.identity], self._in_batch[pair])
         return (id(self._module), *pair, *which, tuple(x.shape[1:]), x.dtype, x.device)
 
-    def _shape_obstacle(self, branches: Sequence[BranchCall], x: Tensor) -> Obstacle | None:
+    def _shape_fallback(self, conds: Sequence[CondCall], x: Tensor) -> Fallback | None:
         if tuple(x.shape[2:]) != self._spatial:
-            return Obstacle("a model call works on a part of the latent: an area of a prompt, a window or a tile")
-        if x.shape[0] != len(branches) * self._images:
-            return Obstacle(f"a model call holds {x.shape[0]} latents where {len(branches)} x {self._images} were expected")
+            return Fallback("a model call works on a part of the latent: an area of a prompt, a window or a tile")
+        if x.shape[0] != len(conds) * self._images:
+            return Fallback(f"a model call holds {x.shape[0]} latents where {len(conds)} x {self._images} were expected")
         return None
 
     @property
@@ -470,10 +466,10 @@ class Run:
         """Python module whose attention function the host must replace for the length of a call."""
         return None if self._backbone is None else self._backbone.lent_attention
 
-    def refusal(self, arguments: Mapping[str, object]) -> Obstacle | None:
+    def refusal(self, arguments: Mapping[str, object]) -> Fallback | None:
         """Why a call with these model arguments must run dense; None if it need not."""
         refusals = self._backbone.refusals if self._backbone is not None else ()
-        return next((Obstacle(reason) for name, reason in refusals if _given(arguments.get(name))), None)
+        return next((Fallback(reason) for name, reason in refusals if _given(arguments.get(name))), None)
 
     def follows(self, control: Mapping[str, Sequence[Tensor | None]]) -> bool:
         """Whether what a ControlNet adds, lists of `[B, tokens, C]` by place, can be cut down to the rows that are computed."""
@@ -484,37 +480,37 @@ class Run:
         known = all(place in self._backbone.controls for place, adds in given.items() if adds)
         return known and all(add.ndim == 3 and add.shape[1] == tokens for adds in given.values() for add in adds)
 
-    def _call_plan(self, branches: Sequence[BranchCall], keys: tuple[Hashable, ...]) -> CallPlan:
+    def _call_plan(self, conds: Sequence[CondCall], keys: tuple[Hashable, ...]) -> CallPlan:
         partition = self.report.partition
         ready = self._selective_allowed and not self._blocked and self.kind is StepKind.SELECTIVE
-        if ready and partition is None and self._policy is None:
+        if ready and partition is None:
             self._runs_full("the warm-up steps, which show where the prompt acts, did not run as planned")
         if ready and partition is not None and self._remembered(keys):
             return CallPlan(partition=partition)
         self._blocked |= ready  # a conditioning that is new runs in full, and those beside it with it
-        return CallPlan(capture=self._must_capture, known=self._known, evidence_of=self._to_look_at(branches))
+        return CallPlan(capture=self._must_capture, known=self._known, evidence_of=self._to_look_at(conds))
 
     @property
     def _known(self) -> Partition | None:
         """Tokens that need not be remembered, because they are fresh in every selective step to come."""
-        return None if self._partitioning.signal.moves or self.key_values.storage.whole else self.report.partition
+        return None if self.key_values.storage.whole else self.report.partition
 
-    def _to_look_at(self, branches: Sequence[BranchCall]) -> tuple[int, ...]:
-        return tuple(i for i, branch in enumerate(branches) if branch.index in self._looked_at) if self._collecting else ()
+    def _to_look_at(self, conds: Sequence[CondCall]) -> tuple[int, ...]:
+        return tuple(i for i, cond in enumerate(conds) if cond.index in self._looked_at) if self._collecting else ()
 
     @property
     def _may_skip(self) -> bool:
-        return self._partitioning.keep_ratio < 1.0 and any(not kind.dense for kind in self.plan)
+        return self._partitioning.keep_ratio < 1.0 and any(not kind.full for kind in self.plan)
 
     @property
     def _must_capture(self) -> bool:
-        until_refreshed = itertools.takewhile(lambda kind: not kind.dense, self.plan[self.step + 1 :])
+        until_refreshed = itertools.takewhile(lambda kind: not kind.full, self.plan[self.step + 1 :])
         return self._selective_allowed and StepKind.SELECTIVE in (self.kind, *until_refreshed)
 
     @property
     def _collecting(self) -> bool:
         # A map nobody reads is not worth its time.
-        wanted = (self.selects and self._policy is None) or self.config.guidance is not None or self.config.schedule is None
+        wanted = self.selects or self.config.guidance is not None or self.config.schedule is None
         if self._backbone is None or self.kind is not StepKind.WARMUP or not wanted or not self._evidence_fits:
             return False
         last = self._map_from if self._map_from is not None else self.plan.count(StepKind.WARMUP)
@@ -540,7 +536,7 @@ class Run:
         if call.executed and not call.plan.extra:
             self._ran(call.plan.partition)
         if not call.executed and call.plan.capture:  # an outer cache answered instead of the model
-            self.cache.drop(call.branches)
+            self.cache.drop(call.conds)
 
     def _ran(self, partition: Partition | None) -> None:
         if partition is None:
@@ -617,10 +613,6 @@ class Run:
         self._runs_full(reason)
 
     def _make_map(self) -> None:
-        if self._policy is not None:
-            if self._policy.score is not None and self.kind is StepKind.SELECTIVE:
-                self._divide(self._policy.score)
-            return
         if self.report.sensitivity is not None or not (self._evidence.has_attention or self._evidence.has_guidance):
             return
         self._divide(self._sensitivity(self._partitioning))

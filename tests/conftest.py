@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from safe_dit_engine.bench.server import ComfyServer
+from devtools.server import ComfyServer
 
 # A busy machine is no failure.
 settings.register_profile("safe_dit", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_dit_engine.bench.server import place
+from devtools.server import place
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED_FOLDERS = {"output", "__pycache__", "node_modules", "build", "dist"}

@@ -12,25 +12,25 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .aura import AURA
 from .base import Backbone, BlockGroup, Extras, Layout, RowArgument, layers_of
-from .chroma import CHROMA
-from .cosmos import COSMOS
-from .ernie import ERNIE
-from .flux import FLUX
-from .hidream import HIDREAM
-from .hunyuan import HUNYUAN
-from .ideogram import IDEOGRAM
-from .kandinsky import KANDINSKY
-from .krea2 import KREA2
-from .left_dense import LEFT_DENSE
-from .lens import LENS
-from .nextdit import NEXTDIT
-from .omnigen import OMNIGEN2
-from .pixart import PIXART
-from .qwen import MAGE_FLOW, QWEN
-from .sd3 import SD3
-from .wan import WAN, WAN_CLIP
+from .comfy.aura import AURA
+from .comfy.chroma import CHROMA
+from .comfy.cosmos import COSMOS
+from .comfy.ernie import ERNIE
+from .comfy.flux import FLUX
+from .comfy.hidream import HIDREAM
+from .comfy.hunyuan import HUNYUAN
+from .comfy.ideogram import IDEOGRAM
+from .comfy.kandinsky import KANDINSKY
+from .comfy.krea2 import KREA2
+from .comfy.left_dense import LEFT_DENSE
+from .comfy.lens import LENS
+from .comfy.nextdit import NEXTDIT
+from .comfy.omnigen import OMNIGEN2
+from .comfy.pixart import PIXART
+from .comfy.qwen import MAGE_FLOW, QWEN
+from .comfy.sd3 import SD3
+from .comfy.wan import WAN, WAN_CLIP
 
 __all__ = ["BACKBONES", "LEFT_DENSE", "Backbone", "BlockGroup", "Extras", "Fit", "Layout", "RowArgument", "find_backbone", "layers_of"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .export import SAMPLING, DemoNetworks
-from .scenes import token_ids
+from .weights import SAMPLING, DemoNetworks
+from .words import token_ids
 
 
 def sigma_schedule(steps: int, shift: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predictions between refreshes: hold the last one or follow its course, and settle at the next refresh what that got wrong.
+"""Predictions between refreshes: hold the last one or follow its course, and corrector at the next refresh what that got wrong.
 
 Works on the guided, denoised prediction of a whole evaluation. Every latent pixel has a course of its own, because sensitive rows are
 computed more often than the rest.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 # Further along the line is worse than staying (docs/experiments.md).
 MAX_REACH = 2.0
-# Rows computed among neighbours that are not are about as far off as the line between two refreshes: settle them half way.
+# Rows computed among neighbours that are not are about as far off as the line between two refreshes: corrector them half way.
 SENSITIVE_DEBT = 0.5
 # How many times as far as the coming step itself moves x a refresh may move it; where levels are uneven, more would be noise.
 MAX_PAYMENT = 4.0
@@ -99,14 +99,14 @@ def weight_of(sigma: float, following: float) -> float:
 class Forecaster:
     """The course of one run's predictions `[B, C, H, W]`.
 
-    `forecast`: how far what is not computed follows its course (0 holds, the paper). `settle`: whether a refresh pays what is owed.
+    `forecast`: how far what is not computed follows its course (0 holds, the paper). `corrector`: whether a refresh pays what is owed.
     `weight` in all calls: see `weight_of`. `trust`: how far to believe the line over the steps since the last refresh, 0..1;
     at 0 nothing is forecast and half of what is owed is paid.
     """
 
-    def __init__(self, forecast: float, settle: bool) -> None:
+    def __init__(self, forecast: float, corrector: bool) -> None:
         self._forecast = forecast
-        self._settle = settle
+        self._settle = corrector
         self._course: Course | None = None
         self._account: Account | None = None
 

@@ -19,14 +19,19 @@ class StepKind(str, Enum):
     """What a sampling step computes."""
 
     WARMUP = "warmup"
-    ANCHOR = "anchor"
+    REFRESH = "refresh"
     SELECTIVE = "selective"
-    HELD = "held"
+    SKIPPED = "skipped"
 
     @property
-    def dense(self) -> bool:
+    def full(self) -> bool:
         """Whether every row runs."""
-        return self in (StepKind.WARMUP, StepKind.ANCHOR)
+        return self in (StepKind.WARMUP, StepKind.REFRESH)
+
+    @property
+    def letter(self) -> str:
+        """It in a plan written in one line: w, r, s, and - where nothing runs."""
+        return "-" if self is StepKind.SKIPPED else str(self.value[0])
 
 
 class CacheMode(str, Enum):
@@ -43,9 +48,9 @@ class ScheduleConfig:
     """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
 
     `forecast`: how far what is not computed follows the line through its last two values: 0 holds the last (the paper), 1 follows it.
-    `widen`: the first third of the cycles, where the picture still changes fast, are shorter: they grow from 2 steps to the interval.
-    `held_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
-    `settle`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
+    `early_refresh`: the first third of the cycles, where the picture still changes fast, are shorter: they grow from 2 steps to the interval.
+    `skipped_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
+    `corrector`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
     `cache`: how keys and values are kept in between; auto goes by the memory that is free.
     `spaced`: how far apart full steps may lie in progress, as a share of what is known to be good (`widest_gap`), however many steps there
     are; then warm-up ends where it would in a run of `REFERENCE_STEPS`. 1 for presets; 0, for values given by hand: they are taken as they
@@ -56,9 +61,9 @@ class ScheduleConfig:
     start_percent: float = 0.0
     end_percent: float = 1.0
     forecast: float = 0.0
-    widen: bool = False
-    held_steps: int = 0
-    settle: bool = False
+    early_refresh: bool = False
+    skipped_steps: int = 0
+    corrector: bool = False
     cache: CacheMode = CacheMode.AUTO
     spaced: float = 0.0
 
@@ -68,8 +73,8 @@ class ScheduleConfig:
             raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give {allowed}.")
         if not 0.0 <= self.forecast <= 1.0:
             raise ValueError(f"`forecast` is {self.forecast}; give a number from 0 (hold) to 1 (follow the line).")
-        if self.held_steps < 0:
-            raise ValueError(f"`held_steps` is {self.held_steps}; give 0 (none) or more; the anchor of a cycle always stays.")
+        if self.skipped_steps < 0:
+            raise ValueError(f"`skipped_steps` is {self.skipped_steps}; give 0 (none) or more; the anchor of a cycle always stays.")
         if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
             raise ValueError(
                 f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."
@@ -151,9 +156,9 @@ def _before(progress: Sequence[float], level: float) -> int:
 
 
 def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
-    """Lengths of the cycles over the `steps` after warm-up: with `widen`, those of the first third grow from 2 steps to the interval."""
+    """Lengths of the cycles over the `steps` after warm-up: with `early_refresh`, those of the first third grow from 2 steps to the interval."""
     interval = schedule.refresh_interval
-    short = math.ceil(steps / interval / 3) if schedule.widen else 0
+    short = math.ceil(steps / interval / 3) if schedule.early_refresh else 0
     growing = [2 + index * (interval - 2) // short for index in range(short)]
     return itertools.chain(growing, itertools.repeat(interval))
 
@@ -166,8 +171,8 @@ def _room(progress: Sequence[float], before: int, full: int, steps: range, space
 
 
 def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:
-    held = min(schedule.held_steps, between)
-    return [StepKind.SELECTIVE] * (between - held) + [StepKind.HELD] * held + [StepKind.ANCHOR]
+    held = min(schedule.skipped_steps, between)
+    return [StepKind.SELECTIVE] * (between - held) + [StepKind.SKIPPED] * held + [StepKind.REFRESH]
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ class StepCosts:
 
 def predicted_share(plan: Sequence[StepKind], keep_ratio: float, costs: StepCosts | None = None) -> float:
     """Predicted time of a run relative to dense."""
-    share = {StepKind.SELECTIVE: (costs or StepCosts()).selective(keep_ratio), StepKind.HELD: 0.0}
+    share = {StepKind.SELECTIVE: (costs or StepCosts()).selective(keep_ratio), StepKind.SKIPPED: 0.0}
     return sum(share.get(kind, 1.0) for kind in plan) / max(len(plan), 1)
 
 

@@ -34,7 +34,7 @@ class Sampler:
     corrector: bool = False
     forecast: bool = False
     full: str = ""
-    held: int = 3
+    skipped: int = 3
     selective: int = 1
     reach: float = 1.0
 
@@ -42,10 +42,10 @@ class Sampler:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
         if not schedule.spaced:
             return schedule
-        held = min(schedule.held_steps, self.held)
-        most = held if schedule.held_steps else self.selective
+        held = min(schedule.skipped_steps, self.skipped)
+        most = held if schedule.skipped_steps else self.selective
         interval = min(schedule.refresh_interval, most + 1)
-        return replace(schedule, held_steps=held, refresh_interval=interval, spaced=schedule.spaced * self.reach)
+        return replace(schedule, skipped_steps=held, refresh_interval=interval, spaced=schedule.spaced * self.reach)
 
     def why_full(self, schedule: ScheduleConfig) -> str:
         """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""
@@ -53,7 +53,7 @@ class Sampler:
 
 
 # For samplers that are not in the table: the last prediction is reused, once, and nothing is taken for granted of what becomes of it.
-CAUTIOUS = Sampler(held=1)
+CAUTIOUS = Sampler(skipped=1)
 
 SAMPLERS = {
     "sample_euler": Sampler(corrector=True, forecast=True),
@@ -71,24 +71,24 @@ SAMPLERS = {
     "dpm_adaptive_function": Sampler(evaluations=3, full=ADAPTIVE),
     "sample_dpmpp_2s_ancestral": Sampler(evaluations=2, stochastic=True),
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
-    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, held=0, selective=0),
-    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, held=0, selective=0),
+    "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
+    "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
     "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, selective=0, reach=0.6),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
-    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
-    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
-    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
+    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_dpmpp_3m_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_dpmpp_3m_sde_gpu": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_ddpm": Sampler(stochastic=True, corrector=True, forecast=True, selective=0),
-    "sample_lcm": Sampler(stochastic=True, held=0, selective=0),
+    "sample_lcm": Sampler(stochastic=True, skipped=0, selective=0),
     "sample_ipndm": Sampler(memory=3),
     "sample_ipndm_v": Sampler(memory=3),
     "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
     "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, selective=0, reach=0.6),
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, held=1, selective=0, reach=0.6),
+    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
     "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True),
     "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),

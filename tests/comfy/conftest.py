@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from safe_dit_engine.bench.in_process import import_comfyui
-from safe_dit_engine.bench.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ServerError, comfyui_path, place
+from benchmarks.comfy.in_process import import_comfyui
+from devtools.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ServerError, comfyui_path, place
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class TinyNextDiT:
         return [[torch.randn(1, tokens, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)), extras]]
 
     def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, model: Any = None, **schedule: Any) -> Any:
-        """The model through the Accelerate node with own values; `schedule` replaces the plain one: forecast, widen, held_steps, settle."""
-        values = {"forecast": 0.0, "widen": False, "held_steps": 0, "settle": False, **schedule}
+        """The model through the Accelerate node with own values; `schedule` replaces the plain one: forecast, early_refresh, skipped_steps, corrector."""
+        values = {"forecast": 0.0, "early_refresh": False, "skipped_steps": 0, "corrector": False, **schedule}
         inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, **values}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.model, **inputs)[0]
 
@@ -108,7 +108,7 @@ class TinyNextDiT:
     def report(self, node_id: str = "sampler") -> Any:
         """Report of the last run under that node."""
         prompt = {"after": {"inputs": {"latent": [node_id, 0]}}}
-        return self.comfy.engine("hosts.comfy_live").report_upstream(prompt, "after")
+        return self.comfy.engine("hosts.comfy.live").report_upstream(prompt, "after")
 
     def leftovers(self) -> list[str]:
         """Hooks and instance attributes on the shared module that were not there when it was built."""

@@ -1,4 +1,4 @@
-"""Whole steps ask nothing of the model: they are held whatever family it is, and whatever else works on it."""
+"""Whole steps ask nothing of the model: they are skipped whatever family it is, and whatever else works on it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from .families import FAMILIES
+from ..support.families import FAMILIES
 from .test_backbones import TinyFamily
 
 STEPS = 16  # so many that a preset leaves some out
-WHOLE = {"warmup": 4, "anchor": 7, "held": 5}
+WHOLE = {"warmup": 4, "refresh": 7, "skipped": 5}
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
 
 
 def whole(tiny: Any, model: Any = None) -> Any:
-    """The model with half of the steps after warm-up held."""
+    """The model with half of the steps after warm-up skipped."""
     return preset(tiny, "quality", model)
 
 
 def preset(tiny: Any, name: str, model: Any = None) -> Any:
-    unused = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "widen": False}
+    unused = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "early_refresh": False}
     return tiny.comfy.execute("SafeDitAccelerate", model=model or tiny.model, preset=name, **unused)[0]
 
 
@@ -50,10 +50,10 @@ def test_an_unknown_family(comfy: Any) -> None:
     known = sample(tiny, whole(tiny))
     module.__class__ = type("FluxOfTomorrow", (type(module),), {})
     runs, found = evaluations(tiny, whole(tiny))
-    held = tiny.report().counts()["held"]
-    assert held and runs == STEPS - held
+    skipped = tiny.report().counts()["skipped"]
+    assert skipped and runs == STEPS - skipped
     assert torch.equal(found, known)
-    assert tiny.report().rows_computed_share == pytest.approx(1 - held / STEPS)
+    assert tiny.report().rows_computed_share == pytest.approx(1 - skipped / STEPS)
     assert tiny.report().notes == [], "nothing is asked of the family"
     _, found = evaluations(tiny, preset(tiny, "paper"))
     assert torch.equal(found, sample(tiny, tiny.model)), "parts of steps are not"
@@ -84,9 +84,9 @@ def with_control(tiny: Any) -> tuple[Any, dict[str, Any]]:
     return tiny.model, {"positive": tiny.prompt(1, control=Adds()), "negative": tiny.prompt(2, control=Adds())}
 
 
-@pytest.mark.parametrize("obstacle", [patched, with_areas, with_control], ids=lambda obstacle: obstacle.__name__)
-def test_what_is_in_the_way_of_parts_is_not_in_the_way_of_whole_steps(tiny: Any, obstacle: Callable[[Any], Any]) -> None:
-    model, changes = obstacle(tiny)
+@pytest.mark.parametrize("fallback", [patched, with_areas, with_control], ids=lambda fallback: fallback.__name__)
+def test_what_is_in_the_way_of_parts_is_not_in_the_way_of_whole_steps(tiny: Any, fallback: Callable[[Any], Any]) -> None:
+    model, changes = fallback(tiny)
     plain, found = sample(tiny, model, **changes), sample(tiny, whole(tiny, model), **changes)
     assert tiny.report().counts() == WHOLE and tiny.report().notes == []
     assert 0 < (found - plain).abs().max() < 0.5 * plain.abs().max()
@@ -131,12 +131,12 @@ def test_parts_of_steps_of_a_compiled_model(tiny: Any, compiled: Any) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
 
 
-@pytest.mark.parametrize("obstacle", [patched, with_control], ids=lambda obstacle: obstacle.__name__)
+@pytest.mark.parametrize("fallback", [patched, with_control], ids=lambda fallback: fallback.__name__)
 def test_a_compiled_model_stays_compiled_where_parts_are_not_computed(
-    tiny: Any, compiled: Any, obstacle: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+    tiny: Any, compiled: Any, fallback: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny, "model", compiled)
-    model, changes = obstacle(tiny)
+    model, changes = fallback(tiny)
     found = sample(tiny, preset(tiny, "paper", model), **changes)
     assert torch.equal(found, sample(tiny, model, **changes))
     assert tiny.report().notes[0].startswith("Dense, because ") and UNCOMPILED not in tiny.report().notes

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dit_engine.bench.backbones import write_differences
+from benchmarks.backbones import write_differences
 
-from .families import COSMOS, FAMILIES, Family, operations
+from ..support.families import COSMOS, FAMILIES, Family, operations
 
 Record = Callable[[str, object], None]
 STEPS = 8
@@ -38,7 +38,7 @@ class TinyFamily:
 
     def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2) -> Any:
         """The model through the Accelerate node: the paper's rule, nothing followed, nothing settled."""
-        values = {"forecast": 0.0, "widen": False, "held_steps": 0, "settle": False}
+        values = {"forecast": 0.0, "early_refresh": False, "skipped_steps": 0, "corrector": False}
         inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, **values}
         return self.comfy.execute("SafeDitAccelerate", model=self.model, **inputs)[0]
 
@@ -56,7 +56,7 @@ class TinyFamily:
 
     def report(self) -> Any:
         """Report of the last run."""
-        return self.comfy.engine("hosts.comfy_live").report_upstream({"after": {"inputs": {"latent": ["sampler", 0]}}}, "after")
+        return self.comfy.engine("hosts.comfy.live").report_upstream({"after": {"inputs": {"latent": ["sampler", 0]}}}, "after")
 
     def leftovers(self) -> list[str]:
         """Modules with hooks or attributes of their own."""
@@ -160,7 +160,7 @@ def test_subset_pass_where_memory_is_scarce(
     tiny: TinyFamily, differences: Differences, record_property: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of keys and values the context's alone are kept, instead of all."""
-    monkeypatch.setattr(tiny.comfy.engine("memory"), "PLENTY", 0.0)
+    monkeypatch.setattr(tiny.comfy.engine("selective.memory"), "PLENTY", 0.0)
     model, found = frozen(tiny.accelerated())
     tiny.sample(model, (24, 17), 2)
     record_property("largest difference", largest(found))
@@ -183,7 +183,7 @@ def test_another_input_gives_another_picture(tiny: TinyFamily) -> None:
     plain = tiny.sample(tiny.model, steps=10)
     found = tiny.sample(tiny.accelerated(), steps=10)
     assert (found - plain).abs().max() > 1e-4 * plain.abs().max()
-    assert tiny.report().counts() == {"warmup": 2, "anchor": 2, "selective": 6}
+    assert tiny.report().counts() == {"warmup": 2, "refresh": 2, "selective": 6}
     assert 0.3 < tiny.report().rows_computed_share < 0.85
 
 

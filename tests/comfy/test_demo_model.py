@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from safe_dit_engine.demo.export import FILES, SAMPLING, WEIGHTS_FOLDER, load_networks
+from benchmarks.demo_model.oracle import judge_pictures
+from benchmarks.demo_model.scenes import held_out_scenes
 from safe_dit_engine.demo.network import rope_options
-from safe_dit_engine.demo.oracle import judge_pictures
 from safe_dit_engine.demo.sampling import caption_ids
-from safe_dit_engine.demo.scenes import TEXT_LENGTH, held_out_scenes
+from safe_dit_engine.demo.weights import FILES, SAMPLING, WEIGHTS_FOLDER, load_networks
+from safe_dit_engine.demo.words import TEXT_LENGTH
 
 CAPTION = "a large red circle left of a small dotted blue star on a checkered green background"
 
@@ -22,7 +23,7 @@ CAPTION = "a large red circle left of a small dotted blue star on a checkered gr
 @pytest.fixture(scope="module")
 def demo(comfy: Any) -> SimpleNamespace:
     """The loaded demo model beside the training networks with the same weights."""
-    loader = comfy.engine("hosts.comfy_demo")
+    loader = comfy.engine("hosts.comfy.demo")
     model, clip, vae = loader.load_demo()
     return SimpleNamespace(comfy=comfy, loader=loader, model=model, clip=clip, vae=vae, networks=load_networks())
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safe_dit_engine.bench.server import ComfyServer, RunResult
+from devtools.server import ComfyServer, RunResult
 
 from .test_nodes_on_server import Nodes, four_nodes
 
@@ -26,7 +26,7 @@ TOKENIZERS = {
 def test_the_words_are_found_by_real_tokenizers(comfy: Any, path: str) -> None:
     module, _, name = path.rpartition(".")
     tokenizer = getattr(importlib.import_module(f"comfy.{module}"), name)()
-    focus, host = comfy.engine("focus"), comfy.engine("hosts.comfy")
+    focus, host = comfy.engine("tokens.focus"), comfy.engine("hosts.comfy.wrappers")
 
     class Clip:
         @staticmethod

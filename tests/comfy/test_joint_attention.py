@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .families import FAMILIES, FLUX, QWEN, Family, build_flux, build_hunyuan, configured, operations, random_weights
+from ..support.families import FAMILIES, FLUX, QWEN, Family, build_flux, build_hunyuan, configured, operations, random_weights
 from .test_backbones import Record, TinyFamily, frozen, largest
 from .test_masks_in_models import judged, model_calls
 
@@ -92,7 +92,7 @@ def test_reference_rows_are_held_like_context(comfy: Any, name: str, record_prop
     edge = tiny.model.model.diffusion_model.patch_size
     extra = 2 * 2 * (8 * 12 + 6 * 4) // edge**2
     assert rows["selective"] == (plain["selective"][0], plain["selective"][1] + extra)
-    assert rows["anchor"] == (plain["anchor"][0] + extra, plain["anchor"][1] + extra)
+    assert rows["refresh"] == (plain["refresh"][0] + extra, plain["refresh"][1] + extra)
 
 
 @pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
@@ -332,7 +332,7 @@ def test_skip_layer_guidance(comfy: Any) -> None:
     reason = "another node replaces blocks of the model"
     assert tiny.report().notes == [f"Steps in which a guidance node evaluates the model once more run in full, because {reason}."]
     kinds = [record.kind.value for record in tiny.report().evaluations]
-    assert kinds.count("selective") == 1 and set(kinds[:5]) <= {"warmup", "anchor"}
+    assert kinds.count("selective") == 1 and set(kinds[:5]) <= {"warmup", "refresh"}
 
 
 # Models that are not what they were

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from .families import FAMILIES, PIXART, configured
+from ..support.families import FAMILIES, PIXART, configured
 from .test_backbones import TinyFamily
 
 MODULES = {"PixArt": "comfy.ldm.pixart.blocks", "Ernie-Image": "comfy.ldm.ernie.model"}
@@ -54,9 +54,9 @@ def test_lent_for_the_length_of_a_call(tiny: TinyFamily) -> None:
 
 def test_masks_are_judged_where_steps_are_only_skipped(tiny: TinyFamily) -> None:
     """Nothing is hooked then, but these models are to have their masks elided all the same."""
-    values = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "widen": False, "held_steps": 1}
+    values = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "early_refresh": False, "skipped_steps": 1}
     tiny.sample(tiny.comfy.execute("SafeDitAccelerate", model=tiny.model, preset="custom", **values)[0])
-    assert tiny.report().counts()["held"] > 0
+    assert tiny.report().counts()["skipped"] > 0
     assert tiny.report().ledger.calls > 0 and "no attention call was seen" not in tiny.report().masks
 
 

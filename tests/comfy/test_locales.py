@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safe_dit_engine.bench.server import PACK_ROOT, ComfyServer
+from devtools.server import PACK_ROOT, ComfyServer
 
 LOCALES, SCRIPTS = PACK_ROOT / "locales", PACK_ROOT / "web" / "js"
 TRANSLATIONS = ["zh", "ja"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ..support.families import FAMILIES
 from .conftest import InProcessComfy, TinyNextDiT
-from .families import FAMILIES
 from .test_backbones import TinyFamily
 
 Record = Callable[[str, object], None]
@@ -49,7 +49,7 @@ def test_predicted_is_measured(
 ) -> None:
     tiny = request.getfixturevalue(family)
     if not plenty:
-        request.getfixturevalue("monkeypatch").setattr(tiny.comfy.engine("memory"), "PLENTY", 0.0)
+        request.getfixturevalue("monkeypatch").setattr(tiny.comfy.engine("selective.memory"), "PLENTY", 0.0)
     tiny.sample(with_cache(tiny, mode, keep=keep), images=2)
     report = tiny.report()
     record_property("predicted over measured", report.cache_predicted / report.cache_bytes)
@@ -63,10 +63,10 @@ def test_prompts_that_run_one_by_one(flux: TinyFamily) -> None:
 
 @pytest.mark.parametrize("plenty", [True, False])
 def test_repeated_heads_are_kept_once(grouped: TinyNextDiT, monkeypatch: pytest.MonkeyPatch, plenty: bool) -> None:
-    """Keys and values for two branches, 2 of 4 heads of 24 numbers: of 64 tokens in the refiner, of 104 rows in three layers; or, where
+    """Keys and values for two conds, 2 of 4 heads of 24 numbers: of 64 tokens in the refiner, of 104 rows in three layers; or, where
     memory is scarce, of 48 tokens each."""
     if not plenty:
-        monkeypatch.setattr(grouped.comfy.engine("memory"), "PLENTY", 0.0)
+        monkeypatch.setattr(grouped.comfy.engine("selective.memory"), "PLENTY", 0.0)
     seen: list[int] = []
     grouped.sample(watched(with_cache(grouped, "auto"), lambda run: seen.append(run.cache.bytes)))
     rows = 64 + 3 * 104 if plenty else 4 * 48

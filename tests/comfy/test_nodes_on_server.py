@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_dit_engine.bench.server import ComfyServer, PromptInterrupted, RunResult, ServerError
-from safe_dit_engine.demo.scenes import scene_from_seed
+from benchmarks.demo_model.scenes import scene_from_seed
+from devtools.server import ComfyServer, PromptInterrupted, RunResult, ServerError
 
 Nodes = dict[str, dict[str, Any]]
 
 SIZE, STEPS, TOKENS = 256, 8, 256
-CUSTOM = {"preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.6, "widen": False}
-PLAN = ["warmup", "warmup", "selective", "selective", "selective", "anchor", "selective", "anchor"]
+CUSTOM = {"preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.6, "early_refresh": False}
+PLAN = ["warmup", "warmup", "selective", "selective", "selective", "refresh", "selective", "refresh"]
 STEP_FIELDS = {
     "v", "step", "total", "kind", "w", "h", "k", "mask", "sens", "rows", "ms", "cache", "masks", "levels", "workflow", "node", "prompt_id",
     "sampler", "show",
@@ -76,9 +76,9 @@ def accelerated(seed: int = 1, steps: int = STEPS, prefix: str = "nodes", **valu
 def four_nodes(seed: int = 1, **changes: Any) -> Nodes:
     """Patcher, partitioner, guidance and sampler around the stock custom sampler; `changes` to any of their inputs."""
     window = {"start_percent": 0.0, "end_percent": 1.0}
-    values = {"mode": "elide", "keep_ratio": 0.25, "refresh_interval": 4, "forecast": 0.6, "widen": False, **window, **changes}
+    values = {"mode": "elide", "keep_ratio": 0.25, "refresh_interval": 4, "forecast": 0.6, "early_refresh": False, **window, **changes}
     partition = {"keep_ratio": values["keep_ratio"], "signal": "both", "warmup_steps": 2, "smoothing": 0.7}
-    schedule = {key: values[key] for key in ("refresh_interval", "start_percent", "end_percent", "forecast", "widen")}
+    schedule = {key: values[key] for key in ("refresh_interval", "start_percent", "end_percent", "forecast", "early_refresh")}
     return {
         **scene(),
         "elision": node("SafeDitMaskElision", model=("model", 0), mode=values["mode"]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 SELECTIVE = "selective"
 PART = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
-SCHEDULE = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "widen": False}
+SCHEDULE = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "early_refresh": False}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_picture_does_change_when_it_may(tiny: Any) -> None:
     """Without this the identity tests would also pass for a pack that does nothing. Two whole cycles after the warm-up, in ten steps."""
     plain = tiny.sample(tiny.model, steps=10)
     assert not torch.equal(tiny.sample(tiny.accelerated(), steps=10), plain)
-    assert tiny.report().counts() == {"warmup": 2, "anchor": 2, "selective": 6}
+    assert tiny.report().counts() == {"warmup": 2, "refresh": 2, "selective": 6}
     assert 0.3 < tiny.report().rows_computed_share < 0.75
 
 
@@ -152,8 +152,8 @@ def fail_at(tiny: Any, call: int, raised: BaseException) -> Any:
 
 def test_caches_are_freed_at_the_end(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Any] = []
-    module = tiny.comfy.engine("hosts.comfy")
-    monkeypatch.setattr(module, "LiveRun", lambda run: runs.append(run) or tiny.comfy.engine("hosts.comfy_live").LiveRun(run))
+    module = tiny.comfy.engine("hosts.comfy.wrappers")
+    monkeypatch.setattr(module, "LiveRun", lambda run: runs.append(run) or tiny.comfy.engine("hosts.comfy.live").LiveRun(run))
     tiny.sample(tiny.accelerated())
     assert tiny.report().cache_bytes > 100_000
     assert runs[0].cache.bytes == 0
@@ -314,8 +314,8 @@ def test_selective_window(tiny: Any) -> None:
     sampler = tiny.comfy.execute("SafeDitSelectiveSampler", **{**SCHEDULE, "refresh_interval": 64, "end_percent": 0.5})[0]
     advanced(tiny, tiny.accelerated(), sampler)
     kinds = [record.kind.value for record in tiny.report().evaluations]
-    assert kinds[-1] == "anchor" and SELECTIVE in kinds
-    assert kinds.index("anchor") > max(i for i, kind in enumerate(kinds) if kind == SELECTIVE)
+    assert kinds[-1] == "refresh" and SELECTIVE in kinds
+    assert kinds.index("refresh") > max(i for i, kind in enumerate(kinds) if kind == SELECTIVE)
 
 
 # Guidance
@@ -401,7 +401,7 @@ def test_a_model_that_no_longer_fits_is_found_before_sampling(tiny: Any, dense: 
 
 def test_override_chains_and_rules_on_masks(tiny: Any) -> None:
     attention = importlib.import_module("comfy.ldm.modules.attention").attention_pytorch
-    override, masks = tiny.comfy.engine("attention").AttentionOverride, tiny.comfy.engine("masks")
+    override, masks = tiny.comfy.engine("masks.sdpa").AttentionOverride, tiny.comfy.engine("masks.certify")
     seen: list[Any] = []
 
     def sage(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .families import FAMILIES
+from ..support.families import FAMILIES
 from .test_backbones import TinyFamily
 
 DISTILLED = ("Flux", "Z-Image")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safe_dit_engine.bench.server import PACK_NAME, PACK_ROOT, ComfyServer, PromptInterrupted, ServerError, Trace
+from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer, PromptInterrupted, ServerError, Trace
 
 EMPTY_IMAGE: dict[str, Any] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}}
 SAVE: dict[str, Any] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "boot"}}

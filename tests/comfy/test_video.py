@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .families import FAMILIES, WAN, Family, configured
+from ..support.families import FAMILIES, WAN, Family, configured
 from .test_backbones import TinyFamily, frozen, largest
 
 LATENT = (16, 3, 8, 12)
@@ -28,7 +28,7 @@ def video(comfy: Any) -> TinyFamily:
 @pytest.mark.parametrize("preset", ["balanced", "paper"])
 def test_presets(video: TinyFamily, preset: str) -> None:
     plain = video.sample(video.model, steps=20)
-    values = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.0, "widen": False}  # custom's, not read
+    values = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.0, "early_refresh": False}  # custom's, not read
     found = video.sample(video.comfy.execute("SafeDitAccelerate", model=video.model, preset=preset, **values)[0], steps=20)
     assert found.shape == plain.shape == (1, *LATENT)
     assert 0.0 < (found - plain).abs().max() < 1.5 * plain.abs().max()
@@ -62,7 +62,7 @@ def test_a_painted_mask_holds_in_every_frame(video: TinyFamily) -> None:
 
 def test_the_report_draws_a_picture_of_each_frame(video: TinyFamily) -> None:
     latent = video.sample(video.accelerated())
-    pictures = video.comfy.engine("pictures")
+    pictures = video.comfy.engine("tokens.pictures")
     assert pictures.token_map(video.report(), latent.shape).shape == (3, 64, 96, 3)
     mask = pictures.sensitivity_mask(video.report(), latent.shape)
     assert torch.equal(mask[:, ::16, ::16].reshape(GRID), video.report().sensitivity[0].float())

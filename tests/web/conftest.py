@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from safe_dit_engine.bench.server import PACK_ROOT, ComfyServer
+from devtools.server import PACK_ROOT, ComfyServer
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

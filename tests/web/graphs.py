@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from safe_dit_engine.bench.server import PACK_ROOT, ComfyServer
+from devtools.server import PACK_ROOT, ComfyServer
 
 from .conftest import Frontend, PageRun
 

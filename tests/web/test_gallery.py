@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 from playwright.sync_api import expect
 
-from safe_dit_engine.bench.server import PACK_NAME, PACK_ROOT, ComfyServer
+from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer
 
 from . import test_workflows as shared
 from .conftest import EMPTY, Frontend, PageRun, read_workflow
@@ -163,7 +163,7 @@ def test_hires_fix(opened: Frontend, server: ComfyServer) -> None:
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (512, 512, 3)
     for which in ("first", "second"):
         record = pass_record(workflow, run, which)
-        assert "held" in [step[1] for step in record["steps"]]
+        assert "skipped" in [step[1] for step in record["steps"]]
         assert (record["w"], record["h"], record["mask"]) == (0, 0, None)
         assert "tokens" not in run.outputs[titled(workflow, f"What the {which} pass did")]["text"][0]
     opened.set_widgets(preset="paper")
@@ -266,4 +266,4 @@ def test_blueprint_is_found_added_and_runs(page: Frontend, server: ComfyServer) 
     record = record_of(run, report)
     assert record["ids"]["node"].startswith(f"{sampler}:") and record["ids"]["sampler"].startswith(f"{sampler}:")
     assert [message["kind"] for message in run.steps] == [step[1] for step in record["steps"]]
-    assert len(record["steps"]) == STEPS and "held" in [step[1] for step in record["steps"]]
+    assert len(record["steps"]) == STEPS and "skipped" in [step[1] for step in record["steps"]]

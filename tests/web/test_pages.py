@@ -5,7 +5,7 @@ import uuid
 
 from playwright.sync_api import Browser, Route
 
-from safe_dit_engine.bench.server import ComfyServer
+from devtools.server import ComfyServer
 
 from .conftest import QUEUE, Frontend, opened_page, read_workflow
 from .graphs import ACCELERATE, fresh_seed, id_of, sampled

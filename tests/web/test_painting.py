@@ -16,7 +16,8 @@ SAMPLER = "SafeDitSelectiveSampler"
 PAINTED = "painted_tokens"
 NODES = {"quickstart": (ACCELERATE, 4), "four-nodes": (SAMPLER, 12)}
 FREE, SENSITIVE, CONTEXT = range(3)
-CUSTOM: dict[str, Any] = {"preset": "custom", "keep_ratio": 0.2, "refresh_interval": 4, "warmup_steps": 2, "held_steps": 0, "widen": False}
+CUSTOM: dict[str, Any] = {"preset": "custom", "keep_ratio": 0.2, "refresh_interval": 4, "warmup_steps": 2}
+CUSTOM |= {"skipped_steps": 0, "early_refresh": False}
 
 
 def drag(page: Frontend, widget: Widget, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -36,7 +37,7 @@ def stored(page: Frontend, node_id: int = 4) -> str:
 
 def tokens(text: str) -> np.ndarray:
     """A painting as an array."""
-    from safe_dit_engine.painting import parse_painting
+    from safe_dit_engine.tokens.painting import parse_painting
 
     painting = parse_painting(text)
     assert painting is not None, "nothing is painted"

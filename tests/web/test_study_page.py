@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Page
 
-from safe_dit_engine.bench import study
+from benchmarks.study import study
 
 PAIRS = 6
 SIZE = (900, 600)

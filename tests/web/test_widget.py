@@ -73,7 +73,7 @@ def test_scrubbing(page: Frontend) -> None:
     page.page.mouse.move(box["x"] + 2, box["y"] + 2)
     assert "step 5 of 16" in widget.text()
     assert widget.part("timeline").get_attribute("aria-valuenow") == "4"
-    assert "held" in str(widget.part("").get_attribute("aria-label"))
+    assert "skipped" in str(widget.part("").get_attribute("aria-label"))
 
 
 def test_two_samplers_in_one_graph_and_runs_in_a_row(page: Frontend) -> None:
@@ -127,7 +127,7 @@ def test_the_prediction_follows_the_inputs(page: Frontend) -> None:
     change(page, 4, "refresh_interval", 1)
     assert predicted(widget) == 100
     change(page, 4, "refresh_interval", 8)
-    change(page, 4, "held_steps", 0)
+    change(page, 4, "skipped_steps", 0)
     change(page, 4, "keep_ratio", 0.5)
     assert 50 < predicted(widget) < 90
     change(page, 7, "steps", 10)
@@ -143,7 +143,7 @@ def test_the_prediction_is_exact_once_a_run_told_its_noise_levels(page: Frontend
     assert "predicted about 64 % of dense time (9 of 14 steps in full)" in widget.text()
     run = sampled(page, steps=14)
     widget.wait(lambda widget: "step 14 of 14" in widget.text())
-    assert sum(message["kind"] in ("warmup", "anchor") for message in run.steps) == 8
+    assert sum(message["kind"] in ("warmup", "refresh") for message in run.steps) == 8
     exact = "predicted 57 % of dense time (8 of 14 steps in full)"
     assert exact in widget.text()
     change(page, 7, "steps", 16)
@@ -159,7 +159,7 @@ def test_a_preset_that_leaves_nothing_out_is_shown_so(page: Frontend) -> None:
     change(page, 7, "steps", 6)
     assert "predicted about 100 % of dense time (6 of 6 steps in full)" in widget.text()
     run = sampled(page, steps=6)
-    assert {message["kind"] for message in run.steps} == {"warmup", "anchor"}
+    assert {message["kind"] for message in run.steps} == {"warmup", "refresh"}
     widget.wait(lambda widget: "Every step is computed, so nothing is saved: with 6 steps they lie so far apart" in widget.text())
     assert "predicted 100 % of dense time (6 of 6 steps in full)" in widget.text()
 

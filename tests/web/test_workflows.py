@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safe_dit_engine.bench.server import PACK_NAME, ComfyServer
+from devtools.server import PACK_NAME, ComfyServer
 
 from .conftest import Frontend, read_workflow
 from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, sampled, saved_pixels
@@ -56,8 +56,8 @@ def test_a_missing_node_would_be_seen(frontend: Frontend) -> None:
 
 
 KINDS = {
-    "quickstart": "wwwwhahahhahhaha",
-    "four-nodes": "wwwwsasassassasa",
+    "quickstart": "wwww-r-r--r--r-r",
+    "four-nodes": "wwwwsrsrssrssrsr",
 }
 
 

@@ -4,7 +4,7 @@ import { KINDS } from "./plan.js";
 
 /** @typedef {import("./plan.js").Kind} Kind */
 /** @typedef {{ step: number, kind: Kind, rows: [number, number], ms: number, k: number | null, mask: Uint8Array | null }} Evaluation */
-/** Noise levels of a run, the steps that need not be computed in full, and what its sampler lets presets do. @typedef {{ progress: number[], window: [number, number], held: number, selective: number, reach: number }} Levels */
+/** Noise levels of a run, the steps that need not be computed in full, and what its sampler lets presets do. @typedef {{ progress: number[], window: [number, number], skipped: number, selective: number, reach: number }} Levels */
 /** @typedef {{ w: number, h: number, total: number, sens: Uint8Array | null, cache: number, masks: number[] | null, levels: Levels | null }} Header */
 
 export const VERSION = 1;
@@ -101,7 +101,7 @@ export function readRecord(record) {
     const kind = KINDS.find((known) => known === name);
     if (!kind || !isCount(step, MOST_STEPS) || !isPair([active, total])) return null;
     const selective = kind === "selective";
-    const k = selective ? record.k : kind === "held" ? 0 : null;
+    const k = selective ? record.k : kind === "skipped" ? 0 : null;
     evaluations.push({ step, kind, rows: /** @type {[number, number]} */ ([active, total]), ms: Number(ms) || 0, k, mask: selective ? mask : null });
   }
   return { header, evaluations };
@@ -121,9 +121,9 @@ function readHeader(data) {
 
 /** @param {any} data @returns {Levels | null} */
 function levelsOf({ levels, total }) {
-  const { progress, window, held, selective, reach } = levels ?? {};
+  const { progress, window, skipped, selective, reach } = levels ?? {};
   const believed = Array.isArray(progress) && progress.length === total + 1 && progress.every((level) => Number.isFinite(level)) && isPair(window);
-  return believed && isCount(held, MOST_STEPS) && isCount(selective, MOST_STEPS) && Number.isFinite(reach) ? { progress, window, held, selective, reach } : null;
+  return believed && isCount(skipped, MOST_STEPS) && isCount(selective, MOST_STEPS) && Number.isFinite(reach) ? { progress, window, skipped, selective, reach } : null;
 }
 
 /** @param {any} data */

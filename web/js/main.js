@@ -49,7 +49,7 @@ function predict(node, painting) {
   const plan = planSteps(progress, values.warmup_steps, exact ? limited(values, seen.levels) : values, allowed);
   const keep = keptShare(values.keep_ratio, painting);
   const dense = keep >= 1;
-  const done = dense ? plan.map((kind) => (kind === "selective" || kind === "held" ? "anchor" : kind)) : plan;
+  const done = dense ? plan.map((kind) => (kind === "selective" || kind === "skipped" ? "refresh" : kind)) : plan;
   return { plan: done, share: predictedShare(done, keep, rule.costs), steps, exact };
 }
 
@@ -80,14 +80,14 @@ function valuesOf(node, names) {
 /** @param {any} node @returns {any} */
 function ofAccelerate(node) {
   const preset = effective(node, "preset");
-  const names = ["keep_ratio", "refresh_interval", "warmup_steps", "widen", "held_steps"];
+  const names = ["keep_ratio", "refresh_interval", "warmup_steps", "early_refresh", "skipped_steps"];
   const values = preset === CUSTOM ? valuesOf(node, names) : rule?.presets[preset];
   return values && { ...whole(values), start_percent: 0, end_percent: 1, spaced: preset !== CUSTOM };
 }
 
 /** @param {any} node @returns {any} */
 function ofSampler(node) {
-  const values = valuesOf(node, ["refresh_interval", "start_percent", "end_percent", "widen", "held_steps"]);
+  const values = valuesOf(node, ["refresh_interval", "start_percent", "end_percent", "early_refresh", "skipped_steps"]);
   const partitioner = partner(node, PARTITIONER);
   const partition = partitioner && valuesOf(partitioner, ["keep_ratio", "warmup_steps"]);
   return values && partition && { ...whole({ ...values, ...partition }) };
@@ -95,7 +95,7 @@ function ofSampler(node) {
 
 /** The classic slider hands out fractions where Python sees whole numbers. @param {Record<string, any>} values */
 function whole(values) {
-  const counts = ["refresh_interval", "warmup_steps", "held_steps"].map((name) => [name, Math.max(0, Math.floor(values[name]))]);
+  const counts = ["refresh_interval", "warmup_steps", "skipped_steps"].map((name) => [name, Math.max(0, Math.floor(values[name]))]);
   const found = { ...values, ...Object.fromEntries(counts) };
   return { ...found, refresh_interval: Math.max(1, found.refresh_interval) };
 }

@@ -12,9 +12,9 @@ export const PALETTES = /** @type {(keyof typeof STOPS)[]} */ (Object.keys(STOPS
 /** Kinds of steps on the timeline: told apart by height as well as by colour. */
 export const KIND_STYLE = {
   warmup: { height: 1, colour: "#8a8f98" },
-  anchor: { height: 1, colour: "#e69f00" },
+  refresh: { height: 1, colour: "#e69f00" },
   selective: { height: 0.6, colour: "#56b4e9" },
-  held: { height: 0.2, colour: "#009e73" },
+  skipped: { height: 0.2, colour: "#009e73" },
 };
 
 const DIMMED = 0.4;
@@ -38,7 +38,7 @@ export function lookup(palette) {
  * Active tokens in the colour of their sensitivity, the others dimmed.
  * @param {{ w: number, h: number, sens: Uint8Array | null }} run
  * @param {import("./plan.js").Kind | null} kind
- * @param {Uint8Array | null} active null: all tokens, none where the step is held
+ * @param {Uint8Array | null} active null: all tokens, none where the step is skipped
  * @param {Uint8Array} colours
  * @param {number} alpha 0..255
  * @returns {Uint8ClampedArray<ArrayBuffer>}
@@ -46,7 +46,7 @@ export function lookup(palette) {
 export function pixels({ w, h, sens }, kind, active, colours, alpha = 255) {
   const found = new Uint8ClampedArray(4 * w * h);
   for (let i = 0; i < w * h; i++) {
-    const on = kind === "held" ? false : active ? active[i] : true;
+    const on = kind === "skipped" ? false : active ? active[i] : true;
     const value = 3 * (sens ? sens[i] : on ? 200 : 60);
     const bright = on ? 1 : DIMMED;
     for (let c = 0; c < 3; c++) found[4 * i + c] = colours[value + c] * bright;

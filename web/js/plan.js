@@ -2,13 +2,13 @@
 /** Which step does what, and what the run will cost: the rule of safe_dit_engine/steps/plan.py. tests/fixtures/plans.json pins both. */
 
 /**
- * @typedef {"warmup" | "anchor" | "selective" | "held"} Kind
- * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, widen: boolean, held_steps: number, spaced?: boolean | number }} Schedule
+ * @typedef {"warmup" | "refresh" | "selective" | "skipped"} Kind
+ * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, early_refresh: boolean, skipped_steps: number, spaced?: boolean | number }} Schedule
  * @typedef {{ fixed: number, kept: number }} Costs
  */
 
 /** @type {readonly Kind[]} */
-export const KINDS = ["warmup", "anchor", "selective", "held"];
+export const KINDS = ["warmup", "refresh", "selective", "skipped"];
 
 /** Warm-up is given in steps of a run of so many. */
 const REFERENCE_STEPS = 20;
@@ -32,7 +32,7 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
   const interval = schedule.refresh_interval;
   /** @type {Kind[]} */
   const kinds = Array(opens).fill("warmup");
-  const short = schedule.widen ? Math.ceil((total - opens) / interval / 3) : 0;
+  const short = schedule.early_refresh ? Math.ceil((total - opens) / interval / 3) : 0;
   let [before, full] = [opens - 2, opens - 1];
   for (let index = 0; kinds.length < total; index += 1) {
     const length = index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval;
@@ -45,19 +45,19 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
 }
 
 /**
- * A preset's schedule as it runs with a sampler that lets presets leave out at most `held` steps one after another, or run at most
+ * A preset's schedule as it runs with a sampler that lets presets leave out at most `skipped` steps one after another, or run at most
  * `selective` selective ones, with full steps at `reach` of the usual distance: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
  * @template {Schedule} T
  * @param {T} schedule
- * @param {{ held: number, selective: number, reach: number }} sampler
+ * @param {{ skipped: number, selective: number, reach: number }} sampler
  * @returns {T}
  */
-export function limited(schedule, { held, selective, reach }) {
+export function limited(schedule, { skipped, selective, reach }) {
   if (!schedule.spaced) return schedule;
-  const fewer = Math.min(schedule.held_steps, held);
-  const most = schedule.held_steps ? fewer : selective;
+  const fewer = Math.min(schedule.skipped_steps, skipped);
+  const most = schedule.skipped_steps ? fewer : selective;
   const interval = Math.min(schedule.refresh_interval, most + 1);
-  return { ...schedule, held_steps: fewer, refresh_interval: interval, spaced: Number(schedule.spaced) * reach };
+  return { ...schedule, skipped_steps: fewer, refresh_interval: interval, spaced: Number(schedule.spaced) * reach };
 }
 
 /**
@@ -103,8 +103,8 @@ function room(progress, before, full, first, end, spaced) {
  * @returns {Kind[]}
  */
 function cycle(schedule, between) {
-  const held = Math.min(schedule.held_steps, between);
-  return [...Array(between - held).fill("selective"), ...Array(held).fill("held"), "anchor"];
+  const skipped = Math.min(schedule.skipped_steps, between);
+  return [...Array(between - skipped).fill("selective"), ...Array(skipped).fill("skipped"), "refresh"];
 }
 
 /**
@@ -115,7 +115,7 @@ function cycle(schedule, between) {
  */
 export function predictedShare(plan, keepRatio, costs) {
   const selective = Math.min(1, costs.fixed + costs.kept * keepRatio);
-  const cost = { warmup: 1, anchor: 1, selective, held: 0 };
+  const cost = { warmup: 1, refresh: 1, selective, skipped: 0 };
   return plan.reduce((sum, kind) => sum + cost[kind], 0) / Math.max(plan.length, 1);
 }
 
@@ -125,7 +125,7 @@ export function predictedShare(plan, keepRatio, costs) {
  * @returns {number | null} null until a dense step was seen
  */
 export function measuredShare(evaluations) {
-  const dense = evaluations.filter(({ kind }) => kind === "warmup" || kind === "anchor").map(({ ms }) => ms);
+  const dense = evaluations.filter(({ kind }) => kind === "warmup" || kind === "refresh").map(({ ms }) => ms);
   if (!dense.length) return null;
   const sorted = dense.sort((a, b) => a - b);
   const middle = sorted[Math.floor(sorted.length / 2)];

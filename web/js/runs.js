@@ -45,7 +45,7 @@ export class Run {
     return new Set(steps).size === steps.length ? steps : steps.map((_, i) => i);
   }
 
-  /** Tokens active in an evaluation, one byte each; null: all of them, or none where the step is held. @param {number} index */
+  /** Tokens active in an evaluation, one byte each; null: all of them, or none where the step is skipped. @param {number} index */
   activeAt(index) {
     const evaluation = this.evaluations[index];
     return evaluation?.kind === "selective" ? evaluation.mask : null;

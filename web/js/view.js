@@ -338,7 +338,7 @@ export class View {
     const measured = this.run?.finished || (this.run && this.run.evaluations.length >= this.run.total) ? measuredShare(this.run.evaluations) : null;
     const parts = [];
     if (prediction) {
-      const dense = prediction.plan.filter((kind) => kind === "warmup" || kind === "anchor").length;
+      const dense = prediction.plan.filter((kind) => kind === "warmup" || kind === "refresh").length;
       const values = { share: Math.round(100 * prediction.share), dense, steps: prediction.plan.length };
       parts.push(t(prediction.steps === null ? "predictedUnknown" : prediction.exact ? "predicted" : "predictedAbout", values));
     }

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dit_engine.bench.server import PACK_NAME, PACK_ROOT, ComfyServer
-from safe_dit_engine.demo.scenes import scene_from_seed
+from benchmarks.demo_model.scenes import scene_from_seed
+from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer
 
-STAND_IN = Path(__file__).parents[1] / "stand_in_pack"
+STAND_IN = Path(__file__).parents[2] / "support" / "stand_in_pack"
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ class Demo:
 
     def accelerated(self, preset: str, model: Any = None) -> Any:
         """The model through Accelerate; *custom* computes 0.4 of the tokens in two of three steps."""
-        values = {"keep_ratio": 0.4, "refresh_interval": 3, "warmup_steps": 3, "forecast": 0.3, "widen": False}
+        values = {"keep_ratio": 0.4, "refresh_interval": 3, "warmup_steps": 3, "forecast": 0.3, "early_refresh": False}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.model, preset=preset, **values)[0]
 
     def picture(self, model: Any, positive: Any) -> Tensor:
@@ -86,7 +86,7 @@ class Custom:
 
     def selective(self, painted: str = "", **changes: Any) -> Any:
         """A Selective Update Sampler."""
-        schedule = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "widen": False, **changes}
+        schedule = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "early_refresh": False, **changes}
         return self.comfy.execute("SafeDitSelectiveSampler", painted_tokens=painted, **schedule)[0]
 
     def sample(self, model: Any, sampler: Any, guider: Any = None, steps: int = 8) -> Tensor:
@@ -105,7 +105,7 @@ class Custom:
 
     def kinds(self) -> str:
         """First letters of what the steps of the last run were."""
-        return "".join(record.kind.value[0] for record in self.tiny.report().evaluations)
+        return "".join(record.kind.letter for record in self.tiny.report().evaluations)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 
 CHANGED = "The conditionings change during the run; the 3 steps from there run in full."
 FAR = "Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset."
-HELD = {"interval": 8, "held_steps": 7, "keep": 0.25}
+SKIPPED = {"interval": 8, "skipped_steps": 7, "keep": 0.25}
 
 
 def switched(comfy: Any, first: Any, second: Any, at: float) -> Any:
@@ -21,7 +21,7 @@ def switched(comfy: Any, first: Any, second: Any, at: float) -> Any:
 
 
 def kinds(tiny: Any) -> str:
-    return "".join(record.kind.value[0] for record in tiny.report().evaluations)
+    return "".join(record.kind.letter for record in tiny.report().evaluations)
 
 
 def renewed_half_way(tiny: Any, model: Any, notes: tuple[str, ...] = (), **prompts: Any) -> None:
@@ -41,15 +41,15 @@ def test_a_prompt_that_gives_way_to_another(demo: Any, preset: str, decibels: fl
 
 def test_the_steps_after_a_switch(tiny: Any) -> None:
     prompts = {"positive": switched(tiny.comfy, tiny.prompt(1), tiny.prompt(5), 0.55)}
-    renewed_half_way(tiny, tiny.accelerated(**HELD), (FAR,), **prompts)
+    renewed_half_way(tiny, tiny.accelerated(**SKIPPED), (FAR,), **prompts)
     renewed_half_way(tiny, tiny.accelerated(interval=16), **prompts)
 
 
 def test_ranges_that_nothing_changes_in(tiny: Any) -> None:
     whole = tiny.comfy.execute("ConditioningSetTimestepRange", conditioning=tiny.prompt(1), start=0.0, end=1.0)[0]
-    tiny.sample(tiny.accelerated(**HELD), steps=12)
+    tiny.sample(tiny.accelerated(**SKIPPED), steps=12)
     alone = kinds(tiny)
-    tiny.sample(tiny.accelerated(**HELD), positive=whole, steps=12)
+    tiny.sample(tiny.accelerated(**SKIPPED), positive=whole, steps=12)
     assert kinds(tiny) == alone and tiny.report().notes == [FAR]
 
 
@@ -73,7 +73,7 @@ def test_a_control_net_that_ends(tiny: Any, chained: bool) -> None:
     net = control((0.0, 0.55))
     net = control((0.0, 1.0), net) if chained else net
     extras = {"control": net, "control_apply_to_uncond": True}
-    renewed_half_way(tiny, tiny.accelerated(**HELD), (FAR,), positive=tiny.prompt(1, **extras), negative=tiny.prompt(2, **extras))
+    renewed_half_way(tiny, tiny.accelerated(**SKIPPED), (FAR,), positive=tiny.prompt(1, **extras), negative=tiny.prompt(2, **extras))
 
 
 def test_a_lora_whose_strength_changes(tiny: Any) -> None:
@@ -88,4 +88,4 @@ def test_a_lora_whose_strength_changes(tiny: Any) -> None:
     prompts = {"positive": tiny.prompt(1, hooks=group), "negative": tiny.prompt(2, hooks=group)}
     plain = tiny.sample(tiny.model, **prompts, steps=12)
     assert not torch.equal(plain, tiny.sample(tiny.model, steps=12)), "the LoRA does something"
-    renewed_half_way(tiny, tiny.accelerated(**HELD), (FAR,), **prompts)
+    renewed_half_way(tiny, tiny.accelerated(**SKIPPED), (FAR,), **prompts)

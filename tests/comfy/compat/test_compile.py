@@ -13,7 +13,7 @@ from ..conftest import InProcessComfy, TinyNextDiT
 
 STEPS = 16  # so many that a preset leaves some out
 WHOLE_STEPS = ["quality", "balanced", "fast", "draft"]
-UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "widen": False}
+UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "early_refresh": False}
 
 Compile = Callable[..., Any]
 
@@ -69,7 +69,7 @@ def test_a_whole_graph_stays_whole(tiny: Any, compile_: Compile) -> None:
     plain = tiny.sample(model, steps=STEPS)
     for name in WHOLE_STEPS:
         found = tiny.sample(preset(tiny, name, model), steps=STEPS)
-        assert tiny.report().counts()["held"] > 0 and tiny.report().notes == []
+        assert tiny.report().counts()["skipped"] > 0 and tiny.report().notes == []
         assert torch.allclose(found, tiny.sample(preset(tiny, name, tiny.model), steps=STEPS), atol=1e-4)
     assert torch.equal(tiny.sample(elided(tiny, model), steps=STEPS), plain)
     assert torch.equal(tiny.sample(model, steps=STEPS), plain)
@@ -104,7 +104,7 @@ def test_masks_in_a_whole_graph(lens: Any, compile_: Compile, filtered: bool) ->
     assert counts["masked"] == counts["elided"] > 0
     found = lens.sample(preset(lens, "balanced", model), steps=STEPS)
     counts = lens.report().ledger.counts()
-    assert counts["masked"] == counts["elided"] > 0 and lens.report().counts()["held"] > 0
+    assert counts["masked"] == counts["elided"] > 0 and lens.report().counts()["skipped"] > 0
     plain = lens.sample(model, steps=STEPS)
     assert torch.allclose(plain, eager, atol=1e-4)
     assert lens.report().ledger.counts() == counts, "a bypassed node judges nothing"

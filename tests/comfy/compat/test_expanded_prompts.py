@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safe_dit_engine.bench.server import ComfyServer, RunResult
+from devtools.server import ComfyServer, RunResult
 
 from .test_inputs import Nodes, node
 
@@ -23,7 +23,7 @@ def prompt() -> Nodes:
         "empty": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
         "safe": node(
             "SafeDitAccelerate", model=("model", 0), preset="custom", keep_ratio=0.5, refresh_interval=2, warmup_steps=1, forecast=0.0,
-            widen=False,
+            early_refresh=False,
         ),
         "sampler": sampled("safe", "empty"),
         "report": node("SafeDitReport", latent=("sampler", 0)),

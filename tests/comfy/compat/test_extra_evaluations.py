@@ -50,11 +50,11 @@ def test_steps_without_it_stay_selective(tiny: Any, guests: Any) -> None:
     alone = [kind for kind, *_ in rows(tiny)]
     tiny.sample(tiny.accelerated(interval=16, model=guided(guests, tiny.model, 2.0, below=0.85)), steps=12)
     changed = [step for step, (kind, *_) in enumerate(rows(tiny)) if kind != alone[step]]
-    assert len(changed) == 1 and rows(tiny)[changed[0]][0] == "anchor", "one refresh, which remembers the new evaluation as well"
+    assert len(changed) == 1 and rows(tiny)[changed[0]][0] == "refresh", "one refresh, which remembers the new evaluation as well"
 
 
 def test_whole_steps_leave_it_alone(tiny: Any, guests: Any) -> None:
-    held = {"interval": 2, "held_steps": 1}
+    held = {"interval": 2, "skipped_steps": 1}
     tiny.sample(tiny.accelerated(**held))
     alone = tiny.report().counts()
     tiny.sample(tiny.accelerated(model=guided(guests, tiny.model, 2.0, changed=True), **held))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from safe_dit_engine.bench.server import ComfyServer, ServerError
+from devtools.server import ComfyServer, ServerError
 
 Nodes = dict[str, dict[str, Any]]
 STEPS = 3
@@ -19,7 +19,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def prompt() -> Nodes:
     """Every node of ours that takes numbers, around ComfyUI's custom sampler on the demo model, at its smallest size."""
-    chosen = {"preset": "custom", "keep_ratio": 0.5, "refresh_interval": 2, "warmup_steps": 1, "forecast": 0.5, "widen": False}
+    chosen = {"preset": "custom", "keep_ratio": 0.5, "refresh_interval": 2, "warmup_steps": 1, "forecast": 0.5, "early_refresh": False}
     window = {"start_percent": 0.0, "end_percent": 1.0}
     values = {"keep_ratio": 0.5, "signal": "attention", "warmup_steps": 1, "smoothing": 0.7}
     links = {"noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("selective", 0), "sigmas": ("sigmas", 0)}
@@ -31,7 +31,7 @@ def prompt() -> Nodes:
         "partition": node("SafeDitPartitioner", model=("accelerate", 0), **values),
         "weights": node("SafeDitSensitivityCFG", model=("partition", 0), context_scale=3.0, sensitive_scale=6.0),
         "guider": node("CFGGuider", model=("weights", 0), positive=("text", 0), negative=("text", 0), cfg=4.0),
-        "selective": node("SafeDitSelectiveSampler", refresh_interval=2, forecast=0.5, widen=False, **window),
+        "selective": node("SafeDitSelectiveSampler", refresh_interval=2, forecast=0.5, early_refresh=False, **window),
         "sigmas": node("BasicScheduler", model=("model", 0), scheduler="simple", steps=STEPS, denoise=1.0),
         "noise": node("RandomNoise", noise_seed=1),
         "sampler": node("SamplerCustomAdvanced", latent_image=("empty", 0), **links),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ..families import FAMILIES
+from ...support.families import FAMILIES
 from ..test_backbones import TinyFamily
 
 FRAMES = {"samples": torch.zeros(1, 16, 7, 8, 12)}
@@ -19,7 +19,7 @@ WINDOWS = "Dense, because context windows slide over the latent."
 PART = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
 SPLIT = "Dense, because another node runs the model's attention on a part of the batch at a time."
 STEPS = 16  # so many that a preset leaves some out
-UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "widen": False}
+UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "early_refresh": False}
 Watch = Callable[..., Any]
 
 
@@ -61,7 +61,7 @@ def test_windows_over_the_frames_of_a_video(video: TinyFamily, length: int) -> N
     model = windowed(video, length)
     plain = video.sample(model, latent_image=FRAMES, steps=STEPS)
     found = video.sample(preset(video, "balanced", model), latent_image=FRAMES, steps=STEPS)
-    assert video.report().counts() == {"warmup": 4, "anchor": 6, "held": 6} and video.report().notes == []
+    assert video.report().counts() == {"warmup": 4, "refresh": 6, "skipped": 6} and video.report().notes == []
     assert 0.0 < (found - plain).abs().max() < 1.5 * plain.abs().max()
     assert torch.equal(video.sample(preset(video, "paper", model), latent_image=FRAMES, steps=STEPS), plain)
     assert video.report().notes == [WINDOWS] and video.report().sensitivity is None
@@ -95,7 +95,7 @@ def test_tiles(tiny: Any) -> None:
     assert torch.equal(tiny.sample(preset(tiny, "paper", model), steps=STEPS), plain)
     assert tiny.report().notes[0] == PART
     found = tiny.sample(preset(tiny, "quality", model), steps=STEPS)
-    assert tiny.report().counts()["held"] == 5 and tiny.report().notes == []
+    assert tiny.report().counts()["skipped"] == 5 and tiny.report().notes == []
     assert 0.0 < (found - plain).abs().max() < 0.5 * plain.abs().max()
 
 
@@ -124,7 +124,7 @@ def test_attention_that_runs_one_conditioning_at_a_time(video: TinyFamily) -> No
     assert torch.equal(video.sample(preset(video, "paper", model), steps=STEPS), plain)
     assert video.report().notes == [SPLIT]
     video.sample(preset(video, "balanced", model), steps=STEPS)
-    assert video.report().counts()["held"] == 6 and video.report().notes == []
+    assert video.report().counts()["skipped"] == 6 and video.report().notes == []
     weighted = video.comfy.execute("SafeDitSensitivityCFG", model=model, context_scale=2.0, sensitive_scale=6.0)[0]
     assert not torch.equal(video.sample(weighted, steps=STEPS), plain)
     assert video.report().notes == ["The model's attention could not be read; the map comes from the guidance signal alone."]
@@ -181,7 +181,7 @@ def test_a_conditioning_that_begins_in_a_selective_step_makes_all_run_in_full(ti
     assert 2 < began < 8 and seen.kinds[began - 1] == {16}, "it begins between selective steps"
     assert seen.kinds[began : began + 3] == [{64}] * 3, "other conditionings are in force, so predictions move"
     assert seen.kinds[began + 3] == {16}
-    assert [record.kind.value for record in tiny.report().evaluations][began] == "anchor"
+    assert [record.kind.value for record in tiny.report().evaluations][began] == "refresh"
 
 
 def test_memory_that_runs_out_behind_a_selective_call_makes_all_run_in_full(tiny: Any) -> None:
@@ -253,7 +253,7 @@ def test_room_is_made_of_models_that_are_not_in_use(tiny: Any, monkeypatch: pyte
 
     assert loaded() == [True, True, True]
     next(each for each in management.current_loaded_models if each.model.model is idle.model).currently_used = False
-    memory = tiny.comfy.engine("hosts.comfy")._memory_of(tiny.model.model)
+    memory = tiny.comfy.engine("hosts.comfy.wrappers")._memory_of(tiny.model.model)
     monkeypatch.setattr(management, "get_free_memory", lambda device=None, torch_free_too=False: (0, 0) if torch_free_too else 0)
     memory.make_room(10**9, torch.device("cpu"))
     assert loaded() == [True, True, False]
@@ -286,7 +286,7 @@ def test_skipped_steps_alone_install_nothing(tiny: Any, lens: Any) -> None:
 def test_a_prediction_that_is_no_number_is_said_once(tiny: Any, name: str) -> None:
     broken = [[text * torch.nan, extras] for text, extras in tiny.prompt(1)]
     latent = tiny.sample(preset(tiny, name), positive=broken, steps=STEPS)
-    report, pictures = tiny.report(), tiny.comfy.engine("pictures")
+    report, pictures = tiny.report(), tiny.comfy.engine("tokens.pictures")
     assert latent.isnan().any()
     assert [note for note in report.notes if "NaN" in note] == [
         "The model predicted NaN, which is no number, in at least one step: the picture cannot be right."
@@ -294,11 +294,3 @@ def test_a_prediction_that_is_no_number_is_said_once(tiny: Any, name: str) -> No
     assert pictures.token_map(report, latent.shape).isfinite().all() and pictures.sensitivity_mask(report, latent.shape).isfinite().all()
     json.dumps(report.record(), allow_nan=False)
     assert report.text()
-
-
-@pytest.mark.parametrize("name", ["Wan", "Qwen-Image"])
-def test_the_signal_spread_knows_frames(comfy: Any, name: str) -> None:
-    tiny = TinyFamily(comfy, next(family for family in FAMILIES if family.name == name))
-    partition = {"keep_ratio": 0.25, "signal": "spread", "warmup_steps": 2, "smoothing": 0.7}
-    tiny.sample(comfy.execute("SafeDitPartitioner", model=tiny.accelerated(), **partition)[0])
-    assert tiny.report().counts()["selective"] == 4 and tiny.report().notes == []

@@ -23,7 +23,7 @@ class Sampling:
         self.comfy, self.demo = guests, demo
 
     def accelerated(self, preset: str, model: Any = None, **values: Any) -> Any:
-        inputs = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "widen": False, **values}
+        inputs = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False, **values}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.demo.model, preset=preset, **inputs)[0]
 
     def sigmas(self, steps: int, scheduler: str = "simple", model: Any = None) -> Tensor:
@@ -49,10 +49,10 @@ class Sampling:
             return self.comfy.execute("SamplerCustomAdvanced", **inputs)[0]["samples"]
 
     def plan(self) -> str:
-        return "".join(record.kind.value[0] for record in self.report().evaluations)
+        return "".join(record.kind.letter for record in self.report().evaluations)
 
     def report(self) -> Any:
-        return self.comfy.engine("hosts.comfy_live").finished_report("sampler")
+        return self.comfy.engine("hosts.comfy.live").finished_report("sampler")
 
     def leads(self, preset: str, steps: int, sampler: str, scheduler: str = "simple", scenes: Any = SCENES) -> list[float]:
         """By how many decibels a preset is closer to the full run than as many full steps, scene by scene."""
@@ -90,7 +90,7 @@ def test_few_steps_are_no_worse_than_fewer_steps(sampling: Sampling, sampler: st
 def test_where_nothing_is_saved_it_is_said(sampling: Sampling, preset: str, steps: int) -> None:
     sigmas = sampling.sigmas(steps)
     ours = sampling.latent(sampling.accelerated(preset), sigmas)
-    assert sampling.report().rows_computed_share == 1.0 and set(sampling.plan()) <= {"w", "a"}
+    assert sampling.report().rows_computed_share == 1.0 and set(sampling.plan()) <= {"w", "r"}
     assert [note for note in sampling.report().notes if "nothing is saved" in note]
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas))
 
@@ -108,7 +108,7 @@ def test_a_picture_turned_into_noise_is_computed_in_full(sampling: Sampling) -> 
     picture = sampling.latent(sampling.demo.model, sampling.sigmas(15))
     rising = sampling.comfy.execute("FlipSigmas", sigmas=sampling.sigmas(15))[0]
     ours = sampling.latent(sampling.accelerated("balanced"), rising, start=picture)
-    assert set(sampling.plan()) <= {"w", "a"}
+    assert set(sampling.plan()) <= {"w", "r"}
     assert any("does not fall" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, rising, start=picture))
 
@@ -120,9 +120,9 @@ def test_a_split_run_warms_up_once_and_each_part_ends_computed(sampling: Samplin
     middle, plans = sampling.latent(model, first, edge=32), [sampling.plan()]
     end = sampling.latent(model, second, start=middle, edge=32)
     plans.append(sampling.plan())
-    share = 1.0 - sum(plan.count("h") for plan in plans) / 24
-    assert all(plan.endswith("a") for plan in plans)
-    assert plans[1].startswith("w") and plans[1].count("w") == 1 and set(plans[1][1:4]) & {"h", "s"}
+    share = 1.0 - sum(plan.count("-") for plan in plans) / 24
+    assert all(plan.endswith("r") for plan in plans)
+    assert plans[1].startswith("w") and plans[1].count("w") == 1 and set(plans[1][1:4]) & {"-", "s"}
     if share == 1.0:  # selective steps: nothing was skipped
         return
     full = sampling.latent(sampling.demo.model, sampling.sigmas(24), edge=32)
@@ -135,7 +135,7 @@ def test_levels_that_repeat_and_jump_back_are_computed(sampling: Sampling) -> No
     sampling.latent(sampling.accelerated("balanced"), torch.tensor(levels))
     plan = sampling.plan()
     rising = [step for step in range(1, 20) if not levels[step - 1] > levels[step] > levels[step + 1]]
-    assert "h" in plan and all(plan[step] in "wa" for step in rising)
+    assert "-" in plan and all(plan[step] in "wr" for step in rising)
 
 
 def test_uneven_levels_stay_close(sampling: Sampling) -> None:
@@ -143,8 +143,8 @@ def test_uneven_levels_stay_close(sampling: Sampling) -> None:
     levels = torch.tensor([1.0, 0.97, 0.94, 0.91, 0.88, 0.8, 0.7, 0.6, 0.5, 0.499, 0.4, 0.3, 0.2, 0.1, 0.0])
     full = sampling.latent(sampling.demo.model, levels)
     with_corrector, without = (
-        decibels(sampling.latent(sampling.accelerated("custom", held_steps=2, refresh_interval=3, settle=settle), levels), full)
-        for settle in (True, False)
+        decibels(sampling.latent(sampling.accelerated("custom", skipped_steps=2, refresh_interval=3, corrector=corrector), levels), full)
+        for corrector in (True, False)
     )
     assert with_corrector > without - 1.0
 
@@ -156,7 +156,7 @@ def test_uneven_levels_stay_close(sampling: Sampling) -> None:
 def test_samplers_that_take_more_than_the_prediction_compute_everything(sampling: Sampling, sampler: str) -> None:
     sigmas = sampling.sigmas(12)
     ours = sampling.latent(sampling.accelerated("balanced"), sigmas, sampler)
-    assert set(sampling.plan()) <= {"w", "a"} and any("unconditional" in note for note in sampling.report().notes)
+    assert set(sampling.plan()) <= {"w", "r"} and any("unconditional" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
 
 
@@ -171,7 +171,7 @@ def test_an_unknown_sampler_that_listens_in_computes_everything(sampling: Sampli
 
     sigmas = sampling.sigmas(12)
     ours = sampling.latent(sampling.accelerated("balanced"), sigmas, KSAMPLER(listener))
-    assert set(sampling.plan()) <= {"w", "a"} and any("unconditional" in note for note in sampling.report().notes)
+    assert set(sampling.plan()) <= {"w", "r"} and any("unconditional" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, KSAMPLER(listener)))
 
 
@@ -185,17 +185,17 @@ def test_an_unknown_sampler_is_treated_with_caution(sampling: Sampling) -> None:
         return found
 
     sigmas = sampling.sigmas(20)
-    by_hand = sampling.accelerated("custom", warmup_steps=4, refresh_interval=2, held_steps=1, forecast=0.0, settle=False)
+    by_hand = sampling.accelerated("custom", warmup_steps=4, refresh_interval=2, skipped_steps=1, forecast=0.0, corrector=False)
     plain = sampling.latent(by_hand, sigmas)
     cautious = sampling.latent(sampling.accelerated("quality"), sigmas, KSAMPLER(unknown))
-    assert "h" in sampling.plan() and torch.equal(cautious, plain)
+    assert "-" in sampling.plan() and torch.equal(cautious, plain)
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])
 def test_samplers_with_levels_of_their_own_compute_everything(sampling: Sampling, sampler: str) -> None:
     sigmas = sampling.sigmas(10)
     ours = sampling.latent(sampling.accelerated("draft"), sigmas, sampler)
-    assert "h" not in sampling.plan() and any("this sampler" in note for note in sampling.report().notes)
+    assert "-" not in sampling.plan() and any("this sampler" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
 
 
@@ -204,7 +204,7 @@ def test_where_fewer_steps_are_closer_presets_leave_nothing_out(sampling: Sampli
     """Values given by hand are taken as they are."""
     sigmas = sampling.sigmas(15)
     ours = sampling.latent(sampling.accelerated(preset), sigmas, sampler)
-    assert set(sampling.plan()) <= {"w", "a"} and any("fewer steps" in note for note in sampling.report().notes)
+    assert set(sampling.plan()) <= {"w", "r"} and any("fewer steps" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
     sampling.latent(sampling.accelerated("custom"), sigmas, sampler)
     assert "s" in sampling.plan()

@@ -46,7 +46,7 @@ def test_guidance_nodes(tiny: Any, stacks: Any, name: str, before: bool) -> None
     ignored = name == "NAGuidance"  # NextDiT asks for no such patch
     assert torch.equal(plain, tiny.sample(tiny.model)) == ignored
     assert torch.equal(tiny.sample(stacked(keep=1.0)), plain)
-    assert near(tiny.sample(stacked(interval=2, held_steps=1)), plain) and tiny.report().counts()["held"] >= 2
+    assert near(tiny.sample(stacked(interval=2, skipped_steps=1)), plain) and tiny.report().counts()["skipped"] >= 2
     found = tiny.sample(stacked(interval=2, keep=0.8))
     if name == "NAGuidance":
         assert torch.equal(found, plain)
@@ -76,7 +76,7 @@ def test_guiders(custom: Any, stacks: Any, guider: Callable[..., Any]) -> None:
 
     plain = sampled(tiny.model)
     assert torch.equal(sampled(tiny.accelerated(keep=1.0)), plain)
-    assert near(sampled(tiny.accelerated(interval=2, held_steps=1)), plain) and "h" in custom.kinds()
+    assert near(sampled(tiny.accelerated(interval=2, skipped_steps=1)), plain) and "-" in custom.kinds()
     assert near(sampled(tiny.accelerated(interval=2, keep=0.8)), plain) and "s" in custom.kinds()
     assert tiny.report().notes == []
 
@@ -123,8 +123,8 @@ def test_latents_that_are_no_pictures(sound: Any, packed: bool) -> None:
         found: Any = sound.sample(model, latent_image={"samples": latent})
         return torch.cat([part.flatten() for part in found.unbind()]) if packed else found
 
-    plain, found = sampled(sound.model), sampled(sound.accelerated(interval=2, held_steps=1))
-    assert sound.report().counts()["held"] >= 2
+    plain, found = sampled(sound.model), sampled(sound.accelerated(interval=2, skipped_steps=1))
+    assert sound.report().counts()["skipped"] >= 2
     assert sound.report().notes == [FAR]
     assert near(found, plain)
     assert torch.equal(sampled(sound.accelerated()), plain)

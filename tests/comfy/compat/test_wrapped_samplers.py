@@ -61,8 +61,8 @@ def test_the_schedule_of_the_sampler_is_followed_and_that_is_said(custom: Any) -
     assert custom.tiny.report().notes == ["The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate."]
 
 
-@pytest.mark.parametrize("held", [0, 1])
-def test_a_second_model_for_the_negative_prompt(custom: Any, held: int) -> None:
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_second_model_for_the_negative_prompt(custom: Any, skipped: int) -> None:
     tiny, comfy = custom.tiny, custom.comfy
     second = type(tiny)(comfy, n_layers=2).model
     sampler = comfy.execute("KSamplerSelect", sampler_name="euler")[0]
@@ -72,10 +72,10 @@ def test_a_second_model_for_the_negative_prompt(custom: Any, held: int) -> None:
         return comfy.execute("DualModelGuider", model=model, model_negative=second, cfg=4.0, **prompts)[0]
 
     plain = custom.sample(tiny.model, sampler, guider(tiny.model))
-    model = tiny.accelerated(interval=2, held_steps=held)
+    model = tiny.accelerated(interval=2, skipped_steps=skipped)
     found = custom.sample(model, sampler, guider(model))
-    if held:
-        assert "h" in custom.kinds() and tiny.report().notes == [FAR]
+    if skipped:
+        assert "-" in custom.kinds() and tiny.report().notes == [FAR]
     else:
         assert torch.equal(found, plain)
         assert tiny.report().notes == ["Dense, because the guider runs a second model."]

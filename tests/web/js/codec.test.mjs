@@ -38,9 +38,9 @@ test("a mask of the wrong length, or no base64, is left out", () => {
 
 test("a record gives its steps, and its map at full size", () => {
   const sens = base64(Array.from({ length: 64 * 64 }, (_, i) => i % 64));
-  const steps = [[0, "warmup", 12, 12, 9], [1, "selective", 5, 12, 3], [2, "held", 0, 12, 0]];
+  const steps = [[0, "warmup", 12, 12, 9], [1, "selective", 5, 12, 3], [2, "skipped", 0, 12, 0]];
   const read = readRecord({ v: 1, total: 3, w: 128, h: 64, k: 2, mask: null, sens, steps, cache_bytes: 7, mask_counts: [1, 0, 0, 0], masks: "words" });
-  assert.deepEqual(read?.evaluations.map(({ kind, k }) => [kind, k]), [["warmup", null], ["selective", 2], ["held", 0]]);
+  assert.deepEqual(read?.evaluations.map(({ kind, k }) => [kind, k]), [["warmup", null], ["selective", 2], ["skipped", 0]]);
   assert.equal(read?.header.sens?.length, 128 * 64);
   assert.deepEqual([...(read?.header.sens ?? []).slice(0, 5)], [0, 0, 1, 1, 2]);
   assert.deepEqual([read?.header.cache, read?.header.masks], [7, [1, 0, 0, 0]]);
@@ -54,8 +54,8 @@ test("resizing takes the nearest", () => {
 });
 
 test("noise levels are believed whole or not at all", () => {
-  const levels = { progress: [0, 0.5, 1], window: [0, 2], held: 2, selective: 1, reach: 0.75 };
+  const levels = { progress: [0, 0.5, 1], window: [0, 2], skipped: 2, selective: 1, reach: 0.75 };
   const header = (/** @type {any} */ changed) => readStep({ ...message, total: 2, step: 1, levels: { ...levels, ...changed } })?.header.levels;
   assert.deepEqual(header({}), levels);
-  for (const odd of [{ progress: [0, 1] }, { window: [1] }, { held: -1 }, { selective: null }, { reach: "1" }]) assert.equal(header(odd), null, JSON.stringify(odd));
+  for (const odd of [{ progress: [0, 1] }, { window: [1] }, { skipped: -1 }, { selective: null }, { reach: "1" }]) assert.equal(header(odd), null, JSON.stringify(odd));
 });

@@ -26,9 +26,9 @@ test("tokens that are not computed are dimmed", () => {
   const table = lookup("grey");
   const some = pixels(run, "selective", Uint8Array.from([1, 0]), table);
   assert.ok(luminance(some, 0) > 2 * luminance(some, 4));
-  const all = pixels(run, "anchor", null, table);
+  const all = pixels(run, "refresh", null, table);
   assert.deepEqual([...all.slice(0, 4)], [...all.slice(4)]);
-  const none = pixels(run, "held", null, table, 99);
+  const none = pixels(run, "skipped", null, table, 99);
   assert.ok(luminance(none, 0) < 0.5 * luminance(all, 0));
   assert.equal(none[3], 99);
 });

@@ -16,7 +16,7 @@ test("the plan and its cost are those of the engine", () => {
 });
 
 test("a run is measured against its own dense steps", () => {
-  const run = /** @type {any[]} */ ([["warmup", 10], ["anchor", 12], ["held", 0], ["anchor", 11], ["selective", 3]].map(([kind, ms]) => ({ kind, ms })));
+  const run = /** @type {any[]} */ ([["warmup", 10], ["refresh", 12], ["skipped", 0], ["refresh", 11], ["selective", 3]].map(([kind, ms]) => ({ kind, ms })));
   assert.equal(measuredShare(run), 36 / (11 * 5));
   assert.equal(measuredShare(run.slice(2, 3)), null);
 });

@@ -9,7 +9,7 @@ const step = (/** @type {any} */ more) => ({
 });
 const record = {
   v: 1, total: 3, w: 2, h: 1, k: 1, mask: btoa("\u0001"), sens: btoa("\u0001\u0002"), cache_bytes: 9, mask_counts: [1, 0, 0, 0], notes: ["a note"],
-  ids: { workflow: "W", prompt_id: "p", sampler: "3", show: ["1"] }, steps: [[0, "warmup", 4, 4, 5], [1, "held", 0, 4, 0], [2, "selective", 1, 4, 2]],
+  ids: { workflow: "W", prompt_id: "p", sampler: "3", show: ["1"] }, steps: [[0, "warmup", 4, 4, 5], [1, "skipped", 0, 4, 0], [2, "selective", 1, 4, 2]],
 };
 
 test("a run is shown where its messages say, in its own workflow only", () => {
@@ -36,7 +36,7 @@ test("the record fills the holes and keeps masks that moved", () => {
   runs.step(step({ step: 2, kind: "selective", rows: [1, 4], ms: 2, mask: btoa("\u0002") }));
   assert.equal(run?.evaluations.length, 2);
   assert.equal(runs.record(record, "W", "9"), run);
-  assert.deepEqual(run?.evaluations.map(({ kind }) => kind), ["warmup", "held", "selective"]);
+  assert.deepEqual(run?.evaluations.map(({ kind }) => kind), ["warmup", "skipped", "selective"]);
   assert.deepEqual([...(run?.activeAt(2) ?? [])], [0, 1]);
   assert.deepEqual([run?.finished, run?.notes, [...(run?.sens ?? [])]], [true, ["a note"], [1, 2]]);
 });

@@ -1,0 +1,75 @@
+"""`python -m benchmarks serve`: ComfyUI with this pack on a throw-away folder, opened in the browser."""
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+import urllib.parse
+import webbrowser
+from collections.abc import Sequence
+
+import torch
+
+from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer, ServerError
+
+WORKFLOWS = PACK_ROOT / "workflows"
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own arguments, and the rest, which goes to ComfyUI."""
+    about = "Start ComfyUI with SAFE-DiT. Unknown arguments go to ComfyUI, for example --extra-model-paths-config FILE."
+    parser = argparse.ArgumentParser(prog="serve", description=about)
+    parser.add_argument("--workflow", default="quickstart", help="which of the pack's workflows to open (default: %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    return parser.parse_known_args(argv)
+
+
+def has_accelerator() -> bool:
+    """Whether ComfyUI would find a GPU; without one it has to be told so."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def add_workflows(server: ComfyServer) -> None:
+    """Put the pack's workflows into the sidebar of the throw-away folder's user."""
+    for path in WORKFLOWS.glob("*.json"):
+        shutil.copy(path, server.base / "user" / "default" / "workflows" / path.name)
+
+
+def start_url(server: ComfyServer, workflow: str) -> str:
+    """The address that opens `workflow` from the pack's templates, or the plain one when there is no such workflow."""
+    if not (WORKFLOWS / f"{workflow}.json").is_file():
+        return server.url
+    return f"{server.url}/?" + urllib.parse.urlencode({"template": workflow, "source": PACK_NAME})
+
+
+def serve(server: ComfyServer, workflow: str, open_browser: bool) -> None:
+    """Show the address, and the page if wanted, and stay until the server ends."""
+    add_workflows(server)
+    url = start_url(server, workflow)
+    sys.stdout.write(f"ComfyUI with SAFE-DiT is at {url}\nIts folder {server.base} goes away at the end. Ctrl-C ends it.\n")
+    sys.stdout.flush()
+    if open_browser:
+        webbrowser.open(url)
+    while server.alive():
+        time.sleep(0.5)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until Ctrl-C."""
+    options, rest = parse(argv)
+    # Told to stop is as good as Ctrl-C: the server must not live on without us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout.write("Starting ComfyUI ...\n")
+    sys.stdout.flush()
+    try:
+        with ComfyServer(cpu=options.cpu or not has_accelerator(), extra_args=rest) as server:
+            serve(server, options.workflow, not options.no_browser)
+    except ServerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stdout.write("Stopped.\n")
+    return 0

@@ -1,0 +1,1 @@
+"""The demo model: its pictures and captions, its training, its judge."""

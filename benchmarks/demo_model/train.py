@@ -1,0 +1,457 @@
+"""Train the demo model from nothing: first the autoencoder's decoder, then the transformer together with its text encoder.
+
+One resumable command. Budgets are minutes of busy time: a pause of the process does not count, and the learning rate follows
+the share of the budget that is used, so the same command fits a laptop and a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from safe_dit_engine.demo.network import NextDiT, TextEncoder, fit_code
+from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
+from safe_dit_engine.demo.weights import WEIGHTS_FOLDER, DemoNetworks, load_networks
+
+from .oracle import Rates, judge_pictures
+from .pools import Batch, CropPool, LatentPool, to_tensor
+from .save import save_autoencoder, save_transformer
+from .scenes import Scene, held_out_scenes, scene_from_seed
+
+log = logging.getLogger("safe_dit.demo")
+
+STEP_CAP_S = 6.0  # a longer step was a pause or a compilation, not work
+REPORT_EVERY_S, SAVE_EVERY_S, LOOK_EVERY_S = 20.0, 240.0, 420.0
+VAE_NOISE = 0.06
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """How one picture size is trained: batch size, and the pool's capacity and fresh pictures a step."""
+
+    batch: int
+    capacity: int
+    fresh: int
+
+
+CPU_SIZES = {128: SizePlan(64, 2048, 16), 256: SizePlan(32, 1024, 8), 512: SizePlan(12, 512, 3)}
+GPU_SIZES = {128: SizePlan(512, 16384, 64), 256: SizePlan(256, 8192, 32), 512: SizePlan(96, 2048, 12)}
+# From which share of the budget on, which sizes are drawn with which odds.
+CURRICULUM: tuple[tuple[float, dict[int, float]], ...] = ((0.0, {128: 1.0}), (0.28, {256: 1.0}), (0.50, {256: 0.35, 512: 0.65}))
+
+
+@dataclass
+class BusyClock:
+    """Seconds of work against a budget; long gaps between ticks count as `STEP_CAP_S` only."""
+
+    budget_s: float
+    used_s: float = 0.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> float:
+        """Count the time since the last tick and return it."""
+        now = time.monotonic()
+        step, self._last = min(now - self._last, STEP_CAP_S), now
+        self.used_s += step
+        return step
+
+    def skip(self) -> None:
+        """Leave the time since the last tick out."""
+        self._last = time.monotonic()
+
+    @property
+    def share(self) -> float:
+        """Used part of the budget, 0 to 1."""
+        return min(1.0, self.used_s / max(self.budget_s, 1e-9))
+
+
+class Every:
+    """True once every so many busy seconds."""
+
+    def __init__(self, seconds: float, used_s: float = 0.0) -> None:
+        self.seconds, self.next_s = seconds, used_s + seconds
+
+    def __call__(self, used_s: float) -> bool:
+        due = used_s >= self.next_s
+        if due:
+            self.next_s = used_s + self.seconds
+        return due
+
+
+def learning_rate_factor(share: float, used_s: float, warm_s: float = 60.0, hold: float = 0.55) -> float:
+    """Short warm-up, constant until `hold` of the budget, then a line down to 2 %."""
+    decay = 1.0 if share < hold else 1.0 - 0.98 * (share - hold) / (1.0 - hold)
+    return min(1.0, 0.02 + used_s / warm_s) * decay
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Scale every group's own base rate."""
+    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+        group.setdefault("base_lr", group["lr"])
+        group["lr"] = group["base_lr"] * factor
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that an interrupt leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+# --- autoencoder -----------------------------------------------------------------------------------------------------
+
+
+def fit_autoencoder_code(networks: DemoNetworks, seed: int, count: int = 160) -> None:
+    """Set the linear code from rendered scenes of every size and write it into the encoder."""
+    scenes = [scene_from_seed(seed + i) for i in range(count)]
+    code, offset = fit_code([to_tensor(s.render(size))[None] for s in scenes for size in (128, 256, 512)])
+    networks.vae.code.copy_(code)
+    networks.vae.offset.copy_(offset)
+    networks.vae.install_code()
+
+
+def decoder_loss(decoded: Tensor, target: Tensor) -> Tensor:
+    """Absolute, squared and edge error of decoded pictures."""
+    error = decoded - target
+    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) * 0.5
+    return error.abs().mean() + 2 * error.square().mean() + edges
+
+
+@torch.inference_mode()
+def autoencoder_psnr(networks: DemoNetworks, size: int, count: int = 8) -> float:
+    """Mean PSNR in dB of whole held-out pictures."""
+    device = next(networks.vae.parameters()).device
+    target = torch.stack([to_tensor(s.render(size)) for s in held_out_scenes(count)]).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        decoded = networks.vae.decode(networks.vae.encode(target)).float().clamp(0, 1)
+    return float((-10 * (decoded - target).square().mean(dim=(1, 2, 3)).log10()).mean())
+
+
+def train_autoencoder(networks: DemoNetworks, minutes: float, folder: Path, device: torch.device, seed: int) -> None:
+    """Train the decoder on the fixed code, from the checkpoint in `folder` if there is one."""
+    decoder = networks.vae.taesd_decoder
+    nn.utils.convert_conv2d_weight_memory_format(decoder, torch.channels_last)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    clock, step = BusyClock(60 * minutes), 0
+    if (folder / "vae.pt").is_file():
+        saved = torch.load(folder / "vae.pt", map_location=device)
+        networks.vae.load_state_dict(saved["vae"])
+        optimizer.load_state_dict(saved["optimizer"])
+        clock.used_s, step = saved["used_s"], saved["step"]
+    pool = CropPool(240, seed + step)
+    report, save, running = Every(REPORT_EVERY_S), Every(SAVE_EVERY_S / 2, clock.used_s), 0.0
+
+    def keep() -> None:
+        state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "step": step}
+        save_checkpoint(folder / "vae.pt", state)
+        save_autoencoder(networks, {"busy_minutes": round(clock.used_s / 60, 1), "steps": step})
+        log.info("vae psnr 128/256/512 px: %s dB", " / ".join(f"{autoencoder_psnr(networks, s):.1f}" for s in (128, 256, 512)))
+
+    clock.skip()
+    while clock.share < 1.0:
+        set_rates([optimizer], learning_rate_factor(clock.share, clock.used_s, warm_s=15.0, hold=0.3))
+        crops = pool.draw(16, 64, 2).to(device)
+        loss = _decoder_step(networks, optimizer, crops)
+        running = 0.97 * running + 0.03 * loss if running else loss
+        step += 1
+        clock.tick()
+        if report(clock.used_s):
+            log.info("vae step %d, %.1f busy min, loss %.4f", step, clock.used_s / 60, running)
+        if save(clock.used_s):
+            keep()
+            clock.skip()
+    keep()
+
+
+def _decoder_step(networks: DemoNetworks, optimizer: torch.optim.Optimizer, crops: Tensor) -> float:
+    with torch.no_grad():
+        latents = networks.vae.encode(crops)
+        latents = latents + VAE_NOISE * torch.rand(len(crops), 1, 1, 1, device=crops.device) * torch.randn_like(latents)
+    with torch.autocast(crops.device.type, torch.bfloat16):
+        decoded = networks.vae.decode(latents.contiguous(memory_format=torch.channels_last))
+    loss = decoder_loss(decoded.float(), crops)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(networks.vae.taesd_decoder.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+# --- transformer -----------------------------------------------------------------------------------------------------
+
+
+class Objective(nn.Module):
+    """Flow-matching loss of transformer and text encoder together; the unit that is compiled."""
+
+    def __init__(self, dit: NextDiT, text: TextEncoder) -> None:
+        super().__init__()
+        self.dit, self.text = dit, text
+
+    def forward(self, latents: Tensor, noise: Tensor, sigma: Tensor, ids: Tensor, weights: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        level = sigma[:, None, None, None]
+        velocity = self.dit((1 - level) * latents + level * noise, sigma, self.text(ids), cos, sin)
+        return (weights * (velocity.float() - (noise - latents)).square()).mean()
+
+
+def draw_sigma(count: int, shift: float = 2.0) -> Tensor:
+    """Noise levels: 70 % logit-normal, 30 % uniform, pushed towards noise by the sampling shift."""
+    u = torch.where(torch.rand(count) < 0.7, torch.randn(count).sigmoid(), torch.rand(count))
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def drop_captions(ids: Tensor, odds: float = 0.1) -> Tensor:
+    """Replace some captions by the empty one, for classifier-free guidance."""
+    return torch.where(torch.rand(len(ids), 1) < odds, caption_ids([""]), ids)
+
+
+def make_optimizers(networks: DemoNetworks) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for everything else."""
+    named = [*networks.dit.named_parameters(), *networks.text.named_parameters(prefix="text")]
+    inner = [p for n, p in named if p.ndim == 2 and (".attention." in n or ".feed_forward." in n)]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    muon = torch.optim.Muon(inner, lr=2e-3, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+class Average:
+    """Exponential moving average of the networks, short-sighted at first."""
+
+    def __init__(self, networks: DemoNetworks, decay: float = 0.998) -> None:
+        self.decay, self.steps = decay, 0
+        self.networks = DemoNetworks(copy.deepcopy(networks.dit), copy.deepcopy(networks.text), networks.vae)
+        self.mine: list[Tensor] = [*self.networks.dit.parameters(), *self.networks.text.parameters()]
+        self.theirs: list[Tensor] = [*networks.dit.parameters(), *networks.text.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the networks as they are now."""
+        self.steps += 1
+        weight = 1 - min(self.decay, 1 - 1 / (0.1 * self.steps + 1))
+        torch._foreach_lerp_(self.mine, self.theirs, weight)
+
+
+@dataclass
+class Progress:
+    """What a run has done so far."""
+
+    step: int = 0
+    samples: int = 0
+    loss: dict[int, float] = field(default_factory=dict)
+
+    def record(self, size: int, loss: float, count: int) -> None:
+        """Count a step and smooth its loss, for each picture size on its own."""
+        self.step, self.samples = self.step + 1, self.samples + count
+        self.loss[size] = 0.98 * self.loss.get(size, loss) + 0.02 * loss
+
+
+class TransformerTraining:
+    """State of the transformer phase and its loop."""
+
+    def __init__(self, networks: DemoNetworks, minutes: float, folder: Path, device: torch.device, seed: int, compiled: bool) -> None:
+        self.networks, self.folder, self.device, self.seed = networks, folder, device, seed
+        self.average = Average(networks)
+        self.optimizers = make_optimizers(networks)
+        self.clock, self.progress = BusyClock(60 * minutes), Progress()
+        self.sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
+        self.coder = copy.deepcopy(networks.vae).cpu()
+        self._resume()
+        self.rng = np.random.default_rng([seed, self.progress.step])
+        torch.manual_seed(seed + self.progress.step)
+        objective = Objective(networks.dit, networks.text)
+        self.objective = torch.compile(objective, dynamic=False) if compiled else objective
+        self.pools: dict[int, LatentPool] = {}
+        self.ropes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _resume(self) -> None:
+        if not (self.folder / "dit.pt").is_file():
+            return
+        saved = torch.load(self.folder / "dit.pt", map_location=self.device)
+        modules = (self.networks.dit, self.networks.text, self.average.networks.dit, self.average.networks.text)
+        for module, state in zip(modules, saved["modules"]):
+            module.load_state_dict(state)
+        for optimizer, state in zip(self.optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(state)
+        self.average.steps, self.clock.used_s, self.progress = saved["average_steps"], saved["used_s"], Progress(**saved["progress"])
+        log.info("resumed at step %d, %.1f busy min", self.progress.step, self.clock.used_s / 60)
+
+    def save(self) -> None:
+        """Checkpoint for resuming, and the averaged weights where the product finds them."""
+        modules = (self.networks.dit, self.networks.text, self.average.networks.dit, self.average.networks.text)
+        state: dict[str, Any] = {"modules": [m.state_dict() for m in modules], "optimizers": [o.state_dict() for o in self.optimizers]}
+        state |= {"average_steps": self.average.steps, "used_s": self.clock.used_s, "progress": vars(self.progress)}
+        save_checkpoint(self.folder / "dit.pt", state)
+        training = {"busy_minutes": round(self.clock.used_s / 60, 1), "steps": self.progress.step, "samples": self.progress.samples}
+        save_transformer(self.average.networks, training)
+
+    def _batch(self, size: int) -> Batch:
+        plan = self.sizes[size]
+        if size not in self.pools:
+            self.pools[size] = LatentPool(size, plan.capacity, plan.fresh, self.coder, self.seed + self.progress.step)
+        return self.pools[size].draw(plan.batch)
+
+    def _pick_size(self) -> int:
+        odds = [table for start, table in CURRICULUM if start <= self.clock.share][-1]
+        return int(self.rng.choice(list(odds), p=list(odds.values())))
+
+    def step(self) -> None:
+        """One optimiser step at one picture size."""
+        size = self._pick_size()
+        batch = self._batch(size)
+        if size not in self.ropes:
+            self.ropes[size] = self.networks.dit.rope(batch.ids.shape[1], size // 8, size // 8, self.device)
+        set_rates(self.optimizers, learning_rate_factor(self.clock.share, self.clock.used_s))
+        parts = (batch.latents, torch.randn_like(batch.latents), draw_sigma(len(batch.ids)), drop_captions(batch.ids), batch.weights)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.objective(*(p.to(self.device) for p in parts), *self.ropes[size])
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for o in self.optimizers for g in o.param_groups for p in g["params"]], 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.average.update()
+        self.progress.record(size, loss.item(), len(batch.ids))
+
+    def look(self) -> None:
+        """Sample held-out captions, save the grid and log what the oracle reads."""
+        size = max(self.pools)
+        scenes = held_out_scenes(16 if size < 512 else 4)
+        pictures, rates = judge_samples(self.average.networks, scenes, size, steps=16)
+        log.info("step %d at %d px: %s", self.progress.step, size, rates)
+        save_grid(pictures, [s.caption for s in scenes], self.folder / f"look_{self.progress.step:06d}.png")
+
+    def run(self) -> None:
+        """Train until the budget is used."""
+        used = self.clock.used_s
+        report, save, look = Every(REPORT_EVERY_S, used), Every(SAVE_EVERY_S, used), Every(LOOK_EVERY_S, used)
+        self.clock.skip()
+        while self.clock.share < 1.0:
+            self.step()
+            self.clock.tick()
+            if report(self.clock.used_s):
+                self._report()
+            if save(self.clock.used_s):
+                self.save()
+            if look(self.clock.used_s):
+                self.look()
+        self.save()
+
+    def _report(self) -> None:
+        losses = ", ".join(f"{size} px {loss:.4f}" for size, loss in sorted(self.progress.loss.items()))
+        p = self.progress
+        minutes, share = self.clock.used_s / 60, 100 * self.clock.share
+        log.info("dit step %d, %.1f busy min (%.0f %%), %d samples, loss %s", p.step, minutes, share, p.samples, losses)
+
+
+# --- looking and judging ---------------------------------------------------------------------------------------------
+
+
+def judge_samples(networks: DemoNetworks, scenes: list[Scene], size: int, batch: int = 8, **options: Any) -> tuple[Tensor, Rates]:
+    """Sample the scenes' captions and let the oracle read the pictures."""
+    groups: Iterator[list[Scene]] = (scenes[i : i + batch] for i in range(0, len(scenes), batch))
+    parts = [sample_pictures(networks, [s.caption for s in group], size, seed=i, **options) for i, group in enumerate(groups)]
+    pictures = torch.cat(parts)
+    return pictures, judge_pictures(pictures.permute(0, 2, 3, 1).numpy(), scenes)
+
+
+def save_grid(pictures: Tensor, captions: list[str], path: Path, columns: int = 4, side: int = 256) -> None:
+    """Contact sheet with the captions below the pictures."""
+    rows = -(-len(captions) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + 40)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(pictures, captions)):
+        x, y = i % columns * side, i // columns * (side + 40)
+        array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        sheet.paste(Image.fromarray(array).resize((side, side)), (x, y))
+        draw.multiline_text((x + 2, y + side + 1), _wrap(caption, 42), fill="black", spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _wrap(text: str, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        lines = [*lines, word] if len(lines[-1]) + len(word) >= width else [*lines[:-1], f"{lines[-1]} {word}".strip()]
+    return "\n".join(lines)
+
+
+def evaluate(networks: DemoNetworks, count: int, folder: Path, sizes: tuple[int, ...] = (256, 512), steps: int = 20) -> None:
+    """Log the oracle's table on held-out captions at each size and save the grids."""
+    for size in sizes:
+        scenes = held_out_scenes(count)
+        pictures, rates = judge_samples(networks, scenes, size, steps=steps)
+        log.info("evaluation at %d px: %s", size, rates)
+        save_grid(pictures[:24], [s.caption for s in scenes[:24]], folder / f"evaluation_{size}.png")
+
+
+# --- command ---------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train", description="Train the demo model, or judge its weights.")
+    parser.add_argument("--minutes", type=float, default=90.0, help="busy minutes for the transformer")
+    parser.add_argument("--vae-minutes", type=float, default=12.0, help="busy minutes for the autoencoder")
+    parser.add_argument("--phase", choices=("all", "vae", "dit"), default="all")
+    parser.add_argument("--folder", type=Path, default=Path(".train"), help="checkpoints, log and sample grids")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="only judge the shipped weights on N held-out captions")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="picture sizes to judge")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps for judging")
+    return parser
+
+
+def _log_to(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(folder / "train.log")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _prepare(folder: Path, device: torch.device, seed: int) -> DemoNetworks:
+    torch.manual_seed(seed)
+    networks = DemoNetworks.create()
+    if (folder / "vae.pt").is_file():
+        networks.vae.load_state_dict(torch.load(folder / "vae.pt", map_location="cpu")["vae"])
+    else:
+        fit_autoencoder_code(networks, seed)
+    for module in (networks.dit, networks.text, networks.vae):
+        module.to(device)
+    return networks
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry of `python -m benchmarks train`."""
+    args = _parser().parse_args(argv)
+    _log_to(args.folder)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    if args.evaluate:
+        evaluate(load_networks(WEIGHTS_FOLDER), args.evaluate, args.folder, tuple(args.sizes), args.steps)
+        return 0
+    networks = _prepare(args.folder, device, args.seed)
+    phases: dict[str, Callable[[], None]] = {
+        "vae": lambda: train_autoencoder(networks, args.vae_minutes, args.folder, device, args.seed),
+        "dit": lambda: TransformerTraining(networks, args.minutes, args.folder, device, args.seed, args.compile).run(),
+    }
+    for name in phases if args.phase == "all" else (args.phase,):
+        phases[name]()
+    return 0

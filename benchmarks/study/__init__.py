@@ -1,0 +1,1 @@
+"""A blind study of pictures."""

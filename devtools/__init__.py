@@ -1,0 +1,1 @@
+"""Set-up and commands of the project; standard library only."""

@@ -1,0 +1,1 @@
+"""Command lines for users: `python -m safe_dit_engine NAME`."""

@@ -1,0 +1,1 @@
+"""How a part of the tokens is computed in one model call (Selective Update Sampler)."""

@@ -1,0 +1,63 @@
+"""Steps that compute nothing, and settling, through ComfyUI's real KSampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+SKIPPED = {"skipped_steps": 1, "corrector": True, "forecast": 0.45}
+
+
+@pytest.mark.parametrize(("keep", "interval"), [(1.0, 2), (0.25, 1)])
+def test_identity_bit_for_bit(tiny: Any, keep: float, interval: int) -> None:
+    assert torch.equal(tiny.sample(tiny.accelerated(keep, interval, **SKIPPED)), tiny.sample(tiny.model))
+
+
+@pytest.mark.parametrize(("interval", "skipped", "kinds"), [(2, 1, "ww-r-r-r"), (4, 1, "wwss-r-r"), (4, 9, "ww---r-r")])
+def test_a_held_step_calls_no_model(tiny: Any, interval: int, skipped: int, kinds: str) -> None:
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = tiny.model.model.diffusion_model.register_forward_hook(count)
+    tiny.sample(tiny.accelerated(interval=interval, **{**SKIPPED, "skipped_steps": skipped}))
+    hook.remove()
+    assert "".join(record.kind.letter for record in tiny.report().evaluations) == kinds
+    assert calls == len(kinds) - kinds.count("-")
+    held_rows = {(record.rows_active, record.rows_total) for record in tiny.report().evaluations if record.kind.value == "skipped"}
+    assert held_rows == {(0, 2 * (40 + 64) if "s" in kinds else 0)}, "rows are watched where some of them are left out"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "uni_pc"])
+def test_settling_brings_it_closer(tiny: Any, sampler: str) -> None:
+    """One skipped step, settled in the next: the latent after both is closer to the dense one than unsettled."""
+    dense = tiny.sample(tiny.model, sampler_name=sampler)
+    off, on = (
+        tiny.sample(tiny.accelerated(interval=2, skipped_steps=1, corrector=corrector), sampler_name=sampler) for corrector in (False, True)
+    )
+    assert tiny.report().counts() == {"warmup": 2, "refresh": 3, "skipped": 3}
+    assert not torch.equal(on, off)
+    assert (on - dense).abs().mean() < 1.25 * (off - dense).abs().mean()
+
+
+@pytest.mark.parametrize("sampler", ["dpm_2_ancestral", "dpmpp_sde"])
+def test_samplers_whose_use_of_a_prediction_is_not_known_are_not_settled(tiny: Any, sampler: str) -> None:
+    off, on = (tiny.sample(tiny.accelerated(interval=2, skipped_steps=1, corrector=corrector), sampler_name=sampler) for corrector in (False, True))
+    assert "skipped" in tiny.report().counts()
+    assert torch.equal(on, off) and torch.isfinite(on).all()
+
+
+def test_old_prompts_without_the_new_inputs_run_as_before(tiny: Any) -> None:
+    inputs = {"preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.0, "early_refresh": False}
+    old = tiny.comfy.execute("SafeDitAccelerate", model=tiny.model, **inputs)[0]
+    assert torch.equal(tiny.sample(old), tiny.sample(tiny.accelerated()))
+
+
+def test_batches_cfg_one_and_other_sizes(tiny: Any) -> None:
+    model = tiny.accelerated(interval=3, **SKIPPED)
+    for changes in ({"images": 3}, {"cfg": 1.0}, {"size": (24, 16)}, {"steps": 3}):
+        assert torch.equal(tiny.sample(model, **changes), tiny.sample(tiny.accelerated(interval=3, **SKIPPED), **changes))

@@ -1,0 +1,89 @@
+"""The plan of a run, its cost and paintings, by one rule in two languages: this side writes the figures, tests/web/js reads them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safe_dit_engine.steps.levels import even_progress
+from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, plan_steps, predicted_share
+from safe_dit_engine.steps.samplers import Sampler
+from safe_dit_engine.tokens.painting import format_painting, kept_tokens, parse_painting, resize_painting
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
+
+
+def cases() -> list[dict[str, Any]]:
+    """Settings that reach every cond of the rule."""
+    found = []
+    uneven = (0.0, 0.1, 0.1, 0.3, 0.35, 0.4, 0.2, 0.3, 0.45, 0.5, 0.8, 0.85, 1.0)  # a level twice, one that is gone back to, a jump
+    runs = [even_progress(total, shift) for total, shift in ((1, 2), (2, 2), (8, 1), (12, 2), (20, 3), (30, 6), (50, 2))] + [uneven]
+    grid = itertools.product(runs, (1, 4, 30), (1, 2, 3, 4, 16), (False, True), (0, 1, 2, 63))
+    for index, (run, warmup, interval, early_refresh, held) in enumerate(grid):
+        progress, total = [round(level, 6) for level in run], len(run) - 1
+        window = (0, total) if index % 3 else (total // 4, total - total // 5)
+        percents = {"start_percent": 0.0, "end_percent": 1.0}
+        schedule = {"refresh_interval": interval, **percents, "early_refresh": early_refresh, "skipped_steps": held, "spaced": index % 5 != 0}
+        keep = (0.1, 0.25, 1.0)[index % 3]
+        sampler = {"skipped": (3, 0, 1, 2)[index // 4 % 4], "selective": index // 4 % 3, "reach": (1.0, 0.75)[index % 7 % 2]}
+        asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window}
+        found.append({**asked, "keep_ratio": keep, "sampler": sampler})
+    return found
+
+
+def solved(case: dict[str, Any]) -> dict[str, Any]:
+    """A case with its plan, a letter a step, and its predicted share."""
+    schedule = Sampler(**case["sampler"]).limit(ScheduleConfig(**case["schedule"]))
+    plan = plan_steps(case["progress"], case["warmup"], schedule, tuple(case["window"]))
+    share = predicted_share(plan, case["keep_ratio"], StepCosts(0.058, 0.82))
+    return {**case, "window": list(case["window"]), "plan": "".join(kind.letter for kind in plan), "share": round(share, 9)}
+
+
+def kept_cases() -> list[list[Any]]:
+    """Tokens, keep ratio, painted sensitive and context, and how many of the tokens are computed."""
+    counts = [(1, 0, 0), (1, 0, 1), (256, 0, 0), (256, 100, 0), (256, 3, 200), (256, 0, 256), (36864, 9217, 0), (36864, 0, 36000)]
+    found = itertools.product(counts, (0.05, 0.1, 0.25, 0.3, 0.7, 1.0))
+    return [[n, keep, sensitive, context, kept_tokens(n, keep, sensitive, context)] for (n, sensitive, context), keep in found]
+
+
+def paintings() -> list[dict[str, Any]]:
+    """Texts with their tokens row by row, the shortest text for these, and both on other grids (width, height)."""
+    texts = ("3x2:1f2s1c", "1x1:1s", "4x4:16c", "2x3:1s1s1f2c1f", "16x16:34f3s13f3s", "5x7:3c10f1s1c")
+    grids = ((1, 1), (2, 3), (5, 4), (16, 16), (33, 7))
+    return [painted_case(text, grids) for text in texts]
+
+
+def painted_case(text: str, grids: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    tokens = parse_painting(text)
+    assert tokens is not None
+    resized = [[width, height, letters(resize_painting(tokens, (height, width)))] for width, height in grids]
+    return {"text": text, "tokens": letters(tokens), "shortest": format_painting(tokens), "resized": resized}
+
+
+def letters(tokens: Any) -> str:
+    """A digit a token."""
+    return "".join(str(value) for value in tokens.flatten().tolist())
+
+
+def content() -> dict[str, Any]:
+    """The whole fixture."""
+    plans = [solved(case) for case in cases()]
+    return {"costs": {"fixed": 0.058, "kept": 0.82}, "cases": plans, "kept": kept_cases(), "paintings": paintings()}
+
+
+def test_the_fixture_is_what_the_rule_says() -> None:
+    found = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    assert found == content(), f"the rule changed: write {FIXTURE.name} anew with `python -m tests.engine.test_plan_fixture`"
+
+
+@pytest.mark.parametrize("letter", "wrs-")
+def test_the_fixture_holds_every_kind(letter: str) -> None:
+    assert any(letter in case["plan"] for case in json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"])
+
+
+if __name__ == "__main__":
+    FIXTURE.write_text(json.dumps(content()), encoding="utf-8")

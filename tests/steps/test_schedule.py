@@ -1,0 +1,214 @@
+"""Which step does what."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safe_dit_engine.presets import PRESETS
+from safe_dit_engine.steps.clock import StepClock
+from safe_dit_engine.steps.levels import even_progress, flow_progress, plain_progress
+from safe_dit_engine.steps.plan import (
+    WIDEST_PAIR,
+    ScheduleConfig,
+    StepCosts,
+    StepKind,
+    plan_steps,
+    predicted_share,
+    reaches,
+    trust,
+    why_full,
+    window_of_sigmas,
+)
+from safe_dit_engine.steps.samplers import Sampler
+
+
+def kinds(plan: tuple[StepKind, ...]) -> str:
+    return "".join(kind.letter for kind in plan)
+
+
+def plan(total: int, warmup: int, interval: int, window: tuple[int, int] | None = None, **values: Any) -> str:
+    """A plan over so many even steps."""
+    return kinds(plan_steps(even_progress(total), warmup, ScheduleConfig(interval, **values), window))
+
+
+def test_plan_as_drawn() -> None:
+    assert plan(12, 3, 4) == "wwwsssrsssrr"
+    assert plan(10, 2, 3, (4, 8)) == "wwwwssrsrr"
+    assert plan(4, 2, 1) == "wwrr"
+    assert plan(2, 5, 4) == "ww"
+    assert plan(12, 3, 4, skipped_steps=1) == "wwwss-rss-rr"
+    assert plan(12, 3, 4, skipped_steps=9) == "www---r---rr"
+
+
+def test_spaced_plan_as_drawn() -> None:
+    assert plan(24, 3, 4, spaced=True) == "wwwsrssrsssrsssrsssrsssr"
+    assert plan(20, 2, 3, (8, 13), spaced=True) == "wwwwwwwwssrssrrrrrrr"
+    assert plan(20, 2, 1, spaced=True) == "w" * 2 + "r" * 18
+    assert plan(20, 3, 4, skipped_steps=1, spaced=True) == "www-rs-rss-rss-rss-r"
+    assert plan(20, 3, 4, skipped_steps=9, spaced=True) == "www-r--r---r---r---r"
+    assert plan(4, 2, 4, spaced=True) == "wrrr" and plan(1, 4, 2, spaced=True) == "w"
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [(1, "wwwwrrrrrrrrrrrrrrrr"), (2, "wwwwsrsrsrsrsrsrsrsr"), (3, "wwwwsrsrssrssrssrssr"), (4, "wwwwsrssrsssrsssrssr")],
+)
+def test_widening_cycles(interval: int, expected: str) -> None:
+    assert plan(20, 4, interval, early_refresh=True, spaced=True) == expected
+
+
+def progresses() -> st.SearchStrategy[list[float]]:
+    """Noise levels in any order."""
+    return st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40)
+
+
+ANY = st.integers(0, 60)
+
+
+@given(progresses(), st.integers(1, 40), st.integers(1, 20), ANY, ANY, st.booleans(), st.integers(0, 20), st.booleans())
+def test_plan_laws(
+    progress: list[float], warmup: int, interval: int, first: int, last: int, early_refresh: bool, skipped: int, spaced: bool
+) -> None:
+    found = kinds(plan_steps(progress, warmup, ScheduleConfig(interval, early_refresh=early_refresh, skipped_steps=skipped, spaced=spaced), (first, last)))
+    total = len(progress) - 1
+    assert len(found) == total and found[-1:] in ("", "w", "r") and found[:1] != "s" and found[:1] != "-"
+    left_out = [i for i, kind in enumerate(found) if kind in "sh"]
+    assert all(first <= i < last and progress[i - 1] < progress[i] < progress[i + 1] for i in left_out)
+    assert all(len(cycle) < interval and cycle.count("-") <= skipped and "hs" not in cycle for cycle in re.findall("[sh]+", found))
+    full = [i for i, kind in enumerate(found) if kind in "wr" and spaced]
+    wide = [(one, other) for one, other in itertools.pairwise(full) if other > one + 1]
+    assert all(progress[other] - progress[one] <= 0.25 + 1e-5 for one, other in wide)
+    pairs = [(a, c) for a, b, c in zip(full, full[1:], full[2:], strict=False) if c > b + 1]
+    assert all(progress[c] - progress[a] <= WIDEST_PAIR + 1e-5 for a, c in pairs)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("shift", [1.0, 2.0, 3.0, 6.0, 12.0])
+def test_few_steps_are_all_computed_and_many_are_not(preset: str, shift: float) -> None:
+    values = PRESETS[preset]
+    plans = [plan_steps(even_progress(total, shift), values.warmup_steps, values.schedule()) for total in range(1, 51)]
+    assert all(kind.full for plan in plans[:5] for kind in plan)
+    assert all(any(not kind.full for kind in plan) for plan in plans[14:])
+
+
+def test_the_second_part_of_a_split_run_does_not_warm_up_again() -> None:
+    whole, schedule = even_progress(20), PRESETS["balanced"].schedule()
+    assert kinds(plan_steps(whole[10:], 4, schedule)) == "w-r--r--rr"
+    assert kinds(plan_steps(whole[:11], 4, schedule)) == "wwww-r--rr"
+
+
+def test_warm_up_is_no_longer_than_in_a_run_of_twenty_steps() -> None:
+    steps = [kinds(plan_steps(even_progress(total), 4, ScheduleConfig(2, spaced=True))).count("w") for total in (8, 10, 12, 20, 30, 50)]
+    assert steps == [2, 2, 3, 4, 4, 4]
+
+
+def test_predicted_share() -> None:
+    costs = StepCosts(fixed=0.05, kept=0.8)
+    selective, skipped, full = StepKind.SELECTIVE, StepKind.SKIPPED, StepKind.REFRESH
+    assert predicted_share([full] * 4 + [selective] * 6, 0.25, costs) == pytest.approx((4 + 6 * 0.25) / 10)
+    assert predicted_share([full] * 4 + [selective] * 4 + [skipped] * 2, 0.25, costs) == pytest.approx((4 + 4 * 0.25) / 10)
+    assert predicted_share([full, selective], 1.0, StepCosts(0.5, 1.0)) == 1.0
+
+
+def test_progress_is_one_scale_for_all_models() -> None:
+    levels = even_progress(10)
+    assert levels == pytest.approx([i / 10 for i in range(11)]) and levels[0] == 0.0 and levels[-1] == 1.0
+    flow = [0.9, 0.5, 0.1]
+    # The same signal-to-noise ratio, counted as a variance-exploding model does.
+    assert flow_progress(flow) == pytest.approx(plain_progress([sigma / (1 - sigma) for sigma in flow]))
+    assert even_progress(20, 6.0)[10] == pytest.approx(flow_progress([6 * 0.5 / (1 + 5 * 0.5)])[0])
+
+
+def test_lines_are_believed_where_steps_are_close() -> None:
+    found = [[trust(even_progress(steps), steps // 2, steps // 2 + after) for after in (1, 2, 3)] for steps in (20, 12, 8)]
+    assert found == [pytest.approx(row) for row in ([1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0])]
+    assert 0.0 < trust(even_progress(100), 20, 32) < 1.0
+
+
+def test_what_can_be_reached() -> None:
+    progress = even_progress(10)
+    assert not reaches(progress, 0, 1) and reaches(progress, 4, 5) and not reaches(progress, 4, 9)
+    assert not reaches([0.5, 0.5, 0.55, 0.6], 0, 1) and not reaches([0.6, 0.55, 0.5], 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("progress", "sampler", "said"),
+    [
+        (even_progress(20), "does so and so", "this sampler does so and so"),
+        (even_progress(20)[::-1], "", "does not fall"),
+        (even_progress(4), "", "with 4 steps"),
+        (even_progress(1), "", "a run of one step"),
+        (even_progress(20), "", "the settings leave no step"),
+    ],
+)
+def test_why_full(progress: tuple[float, ...], sampler: str, said: str) -> None:
+    assert said in why_full(progress, sampler, spaced="settings" not in said)
+
+
+SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+
+
+@pytest.mark.parametrize(("sigma", "step"), [(1.0, 0), (0.9999, 0), (0.8, 1), (0.7, 1), (0.2, 4), (0.05, 4), (5.0, 0)])
+def test_the_clock_on_falling_levels(sigma: float, step: int) -> None:
+    assert StepClock(SIGMAS).at(sigma) == step
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "asked", "steps"),
+    [
+        (SIGMAS, [1.0, 0.9, 0.8, 0.8, 0.6, 0.5], [0, 0, 1, 1, 2, 2]),
+        ([0.0, 0.2, 0.4, 0.6], [0.0, 0.2, 0.4], [0, 1, 2]),  # turned back into noise
+        ([1.0, 0.5, 0.8, 0.5, 0.0], [1.0, 0.5, 0.8, 0.5], [0, 1, 2, 3]),  # restarts
+        ([1.0, 0.5, 0.5, 0.2], [1.0, 0.5, 0.5, 0.2 + 1e-9], [0, 1, 1, 2]),
+        ([1.0, 0.9, 0.5, 0.0], [1.0, 0.5], [0, 2]),  # one never arrived
+        (SIGMAS, [0.6, 0.9], [2, 0]),  # back behind where the run is
+    ],
+)
+def test_the_clock_follows_the_run(sigmas: list[float], asked: list[float], steps: list[int]) -> None:
+    clock = StepClock(sigmas)
+    assert [clock.at(sigma) for sigma in asked] == steps
+
+
+def test_the_clock_tells_levels_of_the_run_from_a_samplers_own() -> None:
+    clock = StepClock(SIGMAS)
+    assert [(clock.at(sigma), clock.on_level) for sigma in (1.0, 0.9, 0.8)] == [(0, True), (0, False), (1, True)]
+
+
+def test_window_of_sigmas() -> None:
+    assert window_of_sigmas(SIGMAS, 1.0, 0.0) == (0, 5)
+    assert window_of_sigmas(SIGMAS, 0.8, 0.3) == (1, 4)
+    assert window_of_sigmas(SIGMAS, 0.15, 0.1) == (5, 5)
+
+
+BAD = [{"refresh_interval": 0}, {"refresh_interval": 65}, {"skipped_steps": -1}, {"start_percent": 0.6, "end_percent": 0.5}]
+
+
+@pytest.mark.parametrize("values", BAD)
+def test_bad_values_are_named(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        ScheduleConfig(**values)  # type: ignore[arg-type]
+
+
+def limited(name: str, **sampler: Any) -> str:
+    """The plan of a preset at 20 steps with such a sampler."""
+    schedule = Sampler(**sampler).limit(PRESETS[name].schedule())
+    return kinds(plan_steps(even_progress(20), 4, schedule))
+
+
+def test_a_sampler_bounds_what_presets_leave_out() -> None:
+    assert "--" not in limited("draft", skipped=1) and "--" in limited("draft", skipped=2) and "s" not in limited("draft", skipped=1)
+    assert limited("quality", skipped=1) == limited("quality") != limited("paper")
+    assert set(limited("paper", selective=0)) == set(limited("balanced", skipped=0)) == {"w", "r"}
+    assert "ss" not in limited("paper", selective=1) and "ss" in limited("paper", selective=2)
+    assert limited("balanced", reach=0.5).count("-") < limited("balanced").count("-")
+    by_hand = ScheduleConfig(4, skipped_steps=2)
+    assert Sampler(skipped=0, selective=0).limit(by_hand) is by_hand
+    for sampler, preset in ((Sampler(skipped=0), "fast"), (Sampler(selective=0), "paper")):
+        assert "fewer steps" in sampler.why_full(PRESETS[preset].schedule())
+    assert Sampler(selective=0).why_full(PRESETS["fast"].schedule()) == "" == Sampler().why_full(PRESETS["paper"].schedule())
