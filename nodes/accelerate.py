@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy.wrappers import configure
-from ..safe_dit_engine.masks.certify import MaskMode
+from ..safe_dit_engine.masks.ledger import MaskMode
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
 from ..safe_dit_engine.tokens.painting import parse_painting

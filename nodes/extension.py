@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..safe_dit_engine.hosts.comfy.live import running_server
+from ..safe_dit_engine.hosts.comfy.prompt import running_server
 from .accelerate import SafeDitAccelerate
 from .demo_model import SafeDitDemoModel
 from .mask_elision import SafeDitMaskElision

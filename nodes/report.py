@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..safe_dit_engine.hosts.comfy.live import report_upstream, sampled_upstream, whole_prompt
+from ..safe_dit_engine.hosts.comfy.prompt import whole_prompt
+from ..safe_dit_engine.hosts.comfy.reports import report_upstream, sampled_upstream
 from ..safe_dit_engine.tokens.pictures import sensitivity_mask, token_map
 
 NO_RUN = (
@@ -65,8 +66,8 @@ class SafeDitReport(io.ComfyNode):
         text = missing if report is None else report.text()
         record = {} if report is None else report.record()
         samples = latent["samples"]
-        mask = sensitivity_mask(report, samples.shape)
-        tokens = token_map(report, samples.shape)
+        found = (None, None) if report is None else (report.sensitivity, report.partition)
+        mask, tokens = sensitivity_mask(*found, samples.shape), token_map(*found, samples.shape)
         shown = {"safe_dit": [record], "text": [text], "safe_dit_pictures": _pair(cls, picture, dense)}
         return io.NodeOutput(latent, mask, tokens, text, ui=shown)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy.wrappers import SelectiveSampler, default_sampler
+from ..safe_dit_engine.hosts.comfy.sampler import SelectiveSampler, default_sampler
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
 from ..safe_dit_engine.tokens.painting import parse_painting
 from .inputs import cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs

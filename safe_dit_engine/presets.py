@@ -1,11 +1,23 @@
-"""Named settings of the Accelerate node."""
+"""What the nodes ask of a run, and the named settings of the Accelerate node."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .guidance import GuidanceConfig
+from .masks.ledger import MaskMode
 from .steps.plan import ScheduleConfig
 from .tokens.partition import PartitionConfig
+
+
+@dataclass(frozen=True, eq=False)
+class SafeConfig:
+    """Everything the nodes ask of a run; None or OFF: not asked."""
+
+    masks: MaskMode = MaskMode.OFF
+    partition: PartitionConfig | None = None
+    schedule: ScheduleConfig | None = None
+    guidance: GuidanceConfig | None = None
 
 
 @dataclass(frozen=True)

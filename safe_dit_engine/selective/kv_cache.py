@@ -161,7 +161,7 @@ class KeyValues:
 
     def __init__(self, cache: CondCache) -> None:
         self.storage = Storage()
-        self._cache = cache
+        self.cache = cache
         self._lengths: dict[tuple[str, Hashable], int] = {}  # texts differ in length from cond to cond
         self._full: dict[tuple[object, ...], Tensor] = {}
 
@@ -174,7 +174,7 @@ class KeyValues:
         kept = x[:, ::repeats] if repeats > 1 else x
         kept = kept if context is None else gather_rows(kept, context, dim)
         for part, value in _packed(kept, self.storage, head_dim).items():
-            self._cache.store(f"{name}.{part}", conds, value, self.storage.place)
+            self.cache.store(f"{name}.{part}", conds, value, self.storage.place)
 
     def length(self, name: str, conds: Conds) -> int:
         """Rows at full length of what these conds have under `name`."""
@@ -182,7 +182,7 @@ class KeyValues:
 
     def splice(self, name: str, conds: Conds, fresh: Tensor, dim: int, active: Tensor, context: Tensor, repeats: int = 1) -> Tensor:
         """All rows: `fresh` ones at `active`, remembered ones elsewhere. Good until the next call for rows of this shape."""
-        kept = _unpacked([self._cache.load(f"{name}.{part}", conds, fresh.device) for part in self._parts], fresh)
+        kept = _unpacked([self.cache.load(f"{name}.{part}", conds, fresh.device) for part in self._parts], fresh)
         kept = kept.repeat_interleave(repeats, 1) if repeats > 1 else kept
         length = self.length(name, conds)
         if kept.shape[dim] == length:  # all rows are remembered

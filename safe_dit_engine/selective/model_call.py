@@ -22,7 +22,7 @@ from ..backbones import Backbone, BlockGroup, Extras, Layout, RowArgument, argum
 from ..tokens.partition import Partition
 from ..tokens.sensitivity import KEY_STRIDE, Evidence, cross_to_text, image_to_text
 from .arguments import Arguments
-from .kv_cache import CacheSizes, CondCache, Conds, KeyValues
+from .kv_cache import CacheSizes, Conds, KeyValues
 from .rows import gather_rows, repeat_rows, write_rows_
 from .sequence_rows import Division
 
@@ -60,13 +60,12 @@ class ModelCall:
         plan: CallPlan,
         conds: Conds,
         tokens: int,
-        cache: CondCache,
         key_values: KeyValues,
         evidence: Evidence,
     ) -> None:
         self._module = module
         self._backbone = backbone
-        self._cache = cache
+        self._cache = key_values.cache
         self._key_values = key_values
         self._evidence = evidence
         self._tokens = tokens
@@ -88,6 +87,21 @@ class ModelCall:
         self._batch = 0
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}
         self._watched = self._evidence_blocks() if plan.evidence_of else frozenset()
+
+    def tap(self) -> ModelCall | None:
+        """This call inside a block it knows; None elsewhere, where attention is none of its business."""
+        return None if self.block is None else self
+
+    @property
+    def unfit(self) -> str | None:
+        """Why no call of this run can be selective, as far as this one shows."""
+        if self.misfit is not None:
+            return self.misfit
+        if self.masked_per_query:
+            return "the model masks attention per query"
+        if self.executed and self.plan.capture and not self.attended:
+            return "the model's attention could not be reached"
+        return None
 
     def _evidence_blocks(self) -> frozenset[str]:
         groups = [group for group in self._backbone.groups if group.shows_text and not group.constant]

@@ -156,7 +156,7 @@ def _before(progress: Sequence[float], level: float) -> int:
 
 
 def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
-    """Lengths of the cycles over the `steps` after warm-up: with `early_refresh`, those of the first third grow from 2 steps to the interval."""
+    """Lengths of the cycles over the `steps` after warm-up; with `early_refresh` those of the first third grow from 2 to the interval."""
     interval = schedule.refresh_interval
     short = math.ceil(steps / interval / 3) if schedule.early_refresh else 0
     growing = [2 + index * (interval - 2) // short for index in range(short)]

@@ -22,7 +22,7 @@ from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.hosts.diffusers.invocation import Invocation
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
 from safe_dit_engine.hosts.diffusers.schedulers import SCHEDULERS, prediction_of
-from safe_dit_engine.masks.certify import MaskMode
+from safe_dit_engine.masks.ledger import MaskMode
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.run import SafeConfig
 from safe_dit_engine.steps.levels import even_progress

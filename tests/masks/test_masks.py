@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from safe_dit_engine.masks import certify as masks_module
 from safe_dit_engine.masks import sdpa as attention_module
-from safe_dit_engine.masks.certify import Certificate, MaskLedger, MaskMode, Verdict, attend_trimmed, certify, explicit_attention, fits
+from safe_dit_engine.masks.certify import Certificate, Verdict, attend_trimmed, certify, explicit_attention, fits
+from safe_dit_engine.masks.ledger import MaskLedger, MaskMode
 from safe_dit_engine.masks.sdpa import AttentionOverride, certified_masks, kernel_of, sdpa
 
 LOWEST = torch.finfo(torch.float32).min

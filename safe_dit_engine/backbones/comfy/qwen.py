@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..base import Backbone, BlockGroup, Extras, Layout, RowArgument
+from ..base import Backbone, BlockGroup, Extras, Layout, MaskSource, RowArgument
 
 QWEN = Backbone(
     name="Qwen-Image",
@@ -27,6 +27,8 @@ QWEN = Backbone(
     head_layout=Layout.IMAGE,
     extras=Extras.CONTEXT,
     controls=("input",),
+    # Attention.forward: zeros for the image, the text's mask before them.
+    mask_source=MaskSource("transformer_blocks", "encoder_hidden_states_mask"),
     source="comfy/ldm/qwen_image/model.py",
 )
 MAGE_FLOW = replace(QWEN, name="Mage-Flow", class_names=("MageFlowTransformer2DModel",), source="comfy/ldm/mage_flow/model.py")
