@@ -92,6 +92,8 @@ class SafeDitSelectiveSampler(io.ComfyNode):
         cache: str = CacheMode.AUTO.value,
     ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, early_refresh, skipped_steps, corrector, CacheMode(cache))
+        schedule = ScheduleConfig(
+            refresh_interval, start_percent, end_percent, forecast, early_refresh, skipped_steps, corrector, CacheMode(cache)
+        )
         wrapped = sampler if sampler is not None else default_sampler()
         return io.NodeOutput(SelectiveSampler(wrapped, schedule, parse_painting(painted_tokens)))
