@@ -113,7 +113,7 @@ def test_the_tables_are_those_of_the_frontend(names: Any) -> None:
     assert TABLES == {"inputs": names.INPUTS, "values": names.VALUES}
 
 
-@pytest.mark.parametrize("posted", [None, [], {}, {"prompt": None}, {"prompt": {"1": None}}, {"prompt": {"1": {"class_type": [], "inputs": []}}}])
+@pytest.mark.parametrize("posted", [None, [], {}, *({"prompt": odd} for odd in (None, {"1": None}, {"1": {"class_type": [], "inputs": []}}))])
 def test_what_is_no_prompt_is_left_to_comfyui(names: Any, posted: Any) -> None:
     before = json.dumps(posted)
     assert json.dumps(names.with_new_names(posted)) == before

@@ -28,7 +28,10 @@ PASTE = """(items) => {
 
 
 def saved(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A workflow and its prompt, as that version's page gave them: `linked`, with a link into `held_steps`; `subgraph`, with inputs shown outside."""
+    """A workflow and its prompt, as that version's page gave them.
+
+    `linked`: with a link into `held_steps`. `subgraph`: with inputs of Accelerate shown outside.
+    """
     found = json.loads((FIXTURES / "old-workflows" / f"{name}.json").read_text(encoding="utf-8"))
     return {**found["workflow"], "id": str(uuid.uuid4())}, found["prompt"]
 
