@@ -36,7 +36,7 @@ class SafeDitReport(io.ComfyNode):
             search_aliases=["report", "token map", "sensitivity", "statistics", "safe-dit"],
             inputs=[
                 io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged."),
-                io.Image.Input("picture", optional=True, tooltip="The finished picture; together with dense, the node compares the two."),
+                io.Image.Input("picture", optional=True, tooltip="The finished picture; with dense beside it, the node compares the two."),
                 io.Image.Input(
                     "dense",
                     optional=True,
@@ -48,7 +48,9 @@ class SafeDitReport(io.ComfyNode):
                 io.Mask.Output(
                     display_name="sensitivity", tooltip="How strongly the prompt acts on each token, 0 to 1, at 8 times the latent's size."
                 ),
-                io.Image.Output(display_name="token map", tooltip="The map in colour; tokens held between refreshes are dimmed."),
+                io.Image.Output(
+                    display_name="token map", tooltip="The map in colour; context tokens, which selective steps leave out, are dimmed."
+                ),
                 io.String.Output(display_name="text", tooltip="The run in words."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],

@@ -25,8 +25,8 @@ class SafeDitSelectiveSampler(io.ComfyNode):
             display_name="Selective Update Sampler",
             category="SAFE-DiT",
             description=(
-                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, the others keep their "
-                "last prediction or follow its course. Needs a model with a Prompt Token Partitioner."
+                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model; the last prediction of "
+                "the others is reused or extrapolated. Needs a model with a Prompt Token Partitioner."
             ),
             search_aliases=["sampler", "selective", "refresh", "accelerate", "safe-dit"],
             inputs=[
@@ -35,7 +35,10 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     default=DEFAULTS.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
-                    tooltip="All tokens are computed every so many steps. Higher: faster, further from the full picture. 1: always.",
+                    tooltip=(
+                        "At least every so many steps, all tokens are computed. Higher: faster, further from the picture without SAFE-DiT. "
+                        "1: always."
+                    ),
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -44,7 +47,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Before this part of the run every step is full.",
+                    tooltip="Before this point of the run every step is full.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -53,7 +56,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="After this part of the run every step is full.",
+                    tooltip="After this point of the run every step is full.",
                 ),
                 *forecast_inputs(DEFAULTS.forecast, DEFAULTS.early_refresh),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
