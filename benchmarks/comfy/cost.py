@@ -108,8 +108,9 @@ def _demo() -> Subject:
 def _calls(subject: Subject, size: int, keep: float) -> tuple[Callable[[float], None], Callable[[], None], Callable[[], float]]:
     """A tracked model call at a step of the run, the plain model call, and the share of rows of the last selective one."""
     from safe_dit_engine.hosts.comfy import wrappers as host
-    from safe_dit_engine.hosts.comfy.live import LiveRun
-    from safe_dit_engine.run import Run, SafeConfig
+    from safe_dit_engine.hosts.comfy.sampling import Sampling
+    from safe_dit_engine.presets import SafeConfig
+    from safe_dit_engine.run import Run
     from safe_dit_engine.steps.plan import ScheduleConfig
     from safe_dit_engine.tokens.partition import PartitionConfig
 
@@ -118,7 +119,7 @@ def _calls(subject: Subject, size: int, keep: float) -> tuple[Callable[[float], 
     time_step = torch.full((2,), 0.7, device=device)
     config = SafeConfig(partition=PartitionConfig(keep_ratio=keep, warmup_steps=1), schedule=ScheduleConfig(3))
     run = Run(config, base.diffusion_model, SIGMAS, (1, *latent.shape[1:]), (0, len(SIGMAS) - 1))
-    live = LiveRun(run)
+    sampling = Sampling(run)
 
     wrappers = dict(subject.patcher.wrappers.get("apply_model", {}))
 
@@ -127,10 +128,10 @@ def _calls(subject: Subject, size: int, keep: float) -> tuple[Callable[[float], 
         base.apply_model(latent, time_step, c_crossattn=subject.text, transformer_options=options, **subject.arguments)
 
     def evaluate(sigma: float) -> None:
-        run.begin_evaluation(sigma)
-        run.begin_batch(frozenset([0]))
-        call({host.RUN: live}, {host.KEY: [host.apply_model]})
-        run.end_evaluation()
+        evaluation = run.evaluate(sigma)
+        evaluation.begin_batch(frozenset([0]))
+        call({host.RUN: sampling}, {host.KEY: [host.apply_model]})
+        evaluation.end()
 
     def share() -> float:
         last = next(record for record in reversed(run.report.evaluations) if not record.kind.full)

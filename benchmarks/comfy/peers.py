@@ -185,7 +185,9 @@ def presets() -> dict[str, Preset]:
 # Below our cheapest preset, so that the curve goes on to 30 % of dense.
 CUSTOM = {
     "custom, draft with one warm-up step": dataclasses.replace(PRESETS["draft"], warmup_steps=1),
-    "custom, draft with one warm-up step, 1 of 5": dataclasses.replace(PRESETS["draft"], warmup_steps=1, refresh_interval=5, skipped_steps=4),
+    "custom, draft with one warm-up step, 1 of 5": dataclasses.replace(
+        PRESETS["draft"], warmup_steps=1, refresh_interval=5, skipped_steps=4
+    ),
 }
 
 

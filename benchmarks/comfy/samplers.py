@@ -161,7 +161,7 @@ class Bench:
         return self._full[steps]
 
     def _accelerated(self, sampler: str, steps: int, name: str, count: int | None = None) -> tuple[Tensor, str, float]:
-        from safe_dit_engine.hosts.comfy.live import finished_report
+        from safe_dit_engine.hosts.comfy.reports import finished_report
         from safe_dit_engine.hosts.comfy.wrappers import configure
 
         preset = PRESETS[name]

@@ -22,8 +22,7 @@ from safe_dit_engine.cli.results import environment, markdown_table, save
 from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
 from safe_dit_engine.masks.ledger import MaskMode
-from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, SafeConfig
 
 from ..comfy.fidelity import COLUMNS, COMPARISON_CAPTION, add_shots, asked_of, comparison_table, finite, identity, kept_rows, shots_of
 from ..comfy.peers import preset_text, steps_computed

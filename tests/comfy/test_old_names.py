@@ -16,7 +16,7 @@ from .test_nodes_on_server import Nodes, accelerated, four_nodes, pixels, record
 TABLES = json.loads((PACK_ROOT / "tests" / "fixtures" / "old_names.json").read_text(encoding="utf-8"))
 WARNING = "SAFE-DiT: this prompt holds old names, which are still read:"
 # None of them is what a node does where it is told nothing, so a value that got lost would show.
-SCHEDULE = {"early_refresh": True, "skipped_steps": 1, "corrector": True}
+SCHEDULE: dict[str, Any] = {"early_refresh": True, "skipped_steps": 1, "corrector": True}
 
 
 def with_old_names(prompt: Nodes) -> Nodes:
@@ -113,7 +113,10 @@ def test_the_tables_are_those_of_the_frontend(names: Any) -> None:
     assert TABLES == {"inputs": names.INPUTS, "values": names.VALUES}
 
 
-@pytest.mark.parametrize("posted", [None, [], {}, *({"prompt": odd} for odd in (None, {"1": None}, {"1": {"class_type": [], "inputs": []}}))])
+ODD: list[Any] = [None, {"1": None}, {"1": {"class_type": [], "inputs": []}}]
+
+
+@pytest.mark.parametrize("posted", [None, [], {}, *({"prompt": odd} for odd in ODD)])
 def test_what_is_no_prompt_is_left_to_comfyui(names: Any, posted: Any) -> None:
     before = json.dumps(posted)
     assert json.dumps(names.with_new_names(posted)) == before
