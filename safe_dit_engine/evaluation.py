@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .report import StepRecord
-from .selective.model_call import CallPlan, ModelCall
+from .selective.call_attention import CallPlan
+from .selective.kv_cache import CondCache, KeyValues
+from .selective.model_call import ModelCall
 from .steps.plan import StepKind
 from .stopwatch import Stopwatch
 from .tokens.partition import Partition
@@ -37,6 +39,40 @@ class Fallback:
     readable: bool = False
 
 
+class SeenConds:
+    """The conditionings that one evaluation has evaluated, in one batch after another."""
+
+    def __init__(self) -> None:
+        self.positive: frozenset[int] = frozenset()
+        self._passes: Counter[Hashable] = Counter()
+        self._in_batch: Counter[tuple[Hashable, int]] = Counter()
+
+    def begin_batch(self, positive: frozenset[int]) -> None:
+        """A batch begins; `positive`: indices of the conditionings that carry the prompt."""
+        self._passes.update({identity for identity, _ in self._in_batch})
+        self._in_batch.clear()
+        self.positive = positive
+
+    def repeat_batch(self) -> None:
+        """The batch runs once more, in place of what it did."""
+        self._in_batch.clear()
+
+    @property
+    def in_first_batch(self) -> bool:
+        """Whether nothing was evaluated before this batch."""
+        return not self._passes
+
+    def repeats(self, conds: Sequence[CondCall]) -> bool:
+        """Whether one of these was evaluated in an earlier batch: a guidance node evaluates the model once more."""
+        return any(self._passes[cond.identity] > 0 for cond in conds)
+
+    def key(self, cond: CondCall) -> tuple[Hashable, ...]:
+        """What tells a cond apart from the others of the evaluation; counts it."""
+        pair = (cond.identity, cond.index)
+        self._in_batch[pair] += 1
+        return (*pair, self._passes[cond.identity], self._in_batch[pair])
+
+
 class Evaluation:
     """A model evaluation of `step` at noise level `sigma`; made by `Run.evaluate`, for use in a `with` statement or up to `end`.
 
@@ -59,9 +95,7 @@ class Evaluation:
         self._rows = [0, 0]
         self._used: Partition | None = None
         self._ran_full = self._ran_selective = self._computed_all = self._skipped = self._remembers = False
-        self._passes: Counter[Hashable] = Counter()
-        self._in_batch: Counter[tuple[Hashable, int]] = Counter()
-        self._positive: frozenset[int] = frozenset()
+        self.seen = SeenConds()
 
     def __enter__(self) -> Evaluation:
         return self
@@ -69,8 +103,6 @@ class Evaluation:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.end()
-
-    # What the sampler gets
 
     def skipped(self) -> Tensor | None:
         """The prediction where nothing needs to run; None: run it."""
@@ -106,20 +138,16 @@ class Evaluation:
         self._run.finish(record, self._device)
         return record
 
-    # Batches of conds
-
     def begin_batch(self, positive: frozenset[int]) -> None:
         """A batch of conditionings begins; `positive`: indices of those that carry the prompt (not the negative one)."""
-        self._passes.update({identity for identity, _ in self._in_batch})
-        self._in_batch.clear()
-        self._positive = positive
+        self.seen.begin_batch(positive)
 
     def end_batch(self, cond: Tensor | None, uncond: Tensor | None) -> None:
         """A batch of conditionings ended with these denoised predictions."""
         run = self._run
-        if cond is None or uncond is None or run.tokens is None or not (run.is_whole(cond) and run.is_whole(uncond)):
+        if cond is None or uncond is None or run.tokens is None or not (run.latent.is_whole(cond) and run.latent.is_whole(uncond)):
             return
-        if self._collects and not self._passes:
+        if self._collects and self.seen.in_first_batch:
             run.tokens.see_guidance(cond, uncond)
 
     def must_repeat(self) -> bool:
@@ -131,10 +159,8 @@ class Evaluation:
             return False
         self._full, self._ran_selective, self._used = True, False, None
         self._rows = [0, 0]
-        self._in_batch.clear()
+        self.seen.repeat_batch()
         return True
-
-    # Model calls
 
     def begin_call(self, conds: Sequence[CondCall], x: Tensor, fallback: Fallback | None) -> ModelCall | None:
         """What a model call on `x` `[len(conds) * images, C, H, W]` should do; None: run it as if the pack were not there."""
@@ -143,12 +169,16 @@ class Evaluation:
         if run.backbone is None or run.tokens is None:
             return None
         self._device = x.device
-        keys = tuple(self._key(cond, x) for cond in conds)
-        extra = self.repeats(conds)
-        fallback = fallback or run.misshapen(len(conds), x)
+        keys = tuple((id(run.module), *self.seen.key(cond), tuple(x.shape[1:]), x.dtype, x.device) for cond in conds)
+        extra = self.seen.repeats(conds)
+        misfit = run.latent.misfit(len(conds), x)
+        fallback = fallback or (None if misfit is None else Fallback(misfit))
         if fallback is not None and run.partial is not None:
             self._explain(fallback, extra)
-        plan = self._planned(conds, keys, fallback, extra)
+        if fallback is None:
+            plan = self._plan_of_extra(keys) if extra else self._plan_of(conds, keys)
+        else:
+            plan = CallPlan(evidence_of=self._to_look_at(conds)) if fallback.readable and not extra else None
         if not extra and (plan is None or plan.partition is None):
             self._computed_all = True
             if fallback is not None and not fallback.readable:
@@ -157,18 +187,15 @@ class Evaluation:
             return None
         if plan.capture and run.partial is not None:
             self._remember(keys)
-        return ModelCall(run.module, run.backbone, plan, keys, run.tokens.grid.tokens, run.key_values, run.tokens.evidence)
-
-    def repeats(self, conds: Sequence[CondCall]) -> bool:
-        """Whether this evaluation has seen one of these conditionings before: a guidance node evaluates the model once more."""
-        return any(self._passes[cond.identity] > 0 for cond in conds)
+        key_values = KeyValues(CondCache()) if run.partial is None else run.partial.key_values
+        return ModelCall(run.module, run.backbone, plan, keys, run.tokens.grid.tokens, key_values, run.tokens.evidence)
 
     def end_call(self, call: ModelCall) -> None:
         """A call ran."""
         run, partition, counts = self._run, call.plan.partition, not call.plan.extra
         if run.partial is not None and counts:  # without selective steps rows are seen in a few calls only
-            self._rows[0] += call.rows_active
-            self._rows[1] += call.rows_total
+            self._rows[0] += call.attention.rows_active
+            self._rows[1] += call.attention.rows_total
         self._computed_all |= counts and partition is None
         run.learn(call)
         if call.executed and counts:
@@ -184,12 +211,6 @@ class Evaluation:
         self._computed_all = True
         self._mark_full()
         return True
-
-    def _key(self, cond: CondCall, x: Tensor) -> Hashable:
-        pair = (cond.identity, cond.index)
-        self._in_batch[pair] += 1
-        which = (self._passes[cond.identity], self._in_batch[pair])
-        return (id(self._run.module), *pair, *which, tuple(x.shape[1:]), x.dtype, x.device)
 
     def _explain(self, fallback: Fallback, extra: bool) -> None:
         if not extra:
@@ -209,15 +230,6 @@ class Evaluation:
             partial.begin_refresh()
         self._remembers = True
         partial.renew(keys)
-
-    # What a call does
-
-    def _planned(
-        self, conds: Sequence[CondCall], keys: tuple[Hashable, ...], fallback: Fallback | None, extra: bool
-    ) -> CallPlan | None:
-        if fallback is not None:
-            return CallPlan(evidence_of=self._to_look_at(conds)) if fallback.readable and not extra else None
-        return self._plan_of_extra(keys) if extra else self._plan_of(conds, keys)
 
     def _plan_of_extra(self, keys: tuple[Hashable, ...]) -> CallPlan | None:
         """Guidance subtracts one evaluation from another, so an extra one computes what the others of its step do; None: all of it."""
@@ -256,4 +268,4 @@ class Evaluation:
         return run.tokens is not None and run.reads_map and self.kind is StepKind.WARMUP and run.tokens.collects(self.step)
 
     def _to_look_at(self, conds: Sequence[CondCall]) -> tuple[int, ...]:
-        return tuple(i for i, cond in enumerate(conds) if cond.index in self._positive) if self._collects else ()
+        return tuple(i for i, cond in enumerate(conds) if cond.index in self.seen.positive) if self._collects else ()

@@ -13,13 +13,13 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, Backbone, find_backbone
-from .evaluation import Evaluation, Fallback
+from .backbones import BACKBONES, Backbone, Fit, find_backbone
+from .evaluation import Evaluation
 from .guidance import scale_map, to_pixels
+from .latent import LatentShape
 from .masks.ledger import MaskLedger, MaskMode
 from .presets import SafeConfig
 from .report import NoteLevel, RunReport, StepRecord
-from .selective.kv_cache import CondCache, KeyValues
 from .selective.memory import Memory
 from .selective.model_call import ModelCall
 from .selective.partial_steps import PartialSteps
@@ -27,7 +27,7 @@ from .steps.clock import StepClock
 from .steps.levels import flow_progress
 from .steps.plan import ScheduleConfig, StepKind, plan_steps, why_full
 from .steps.samplers import EULER, Sampler
-from .steps.skipping import OTHERS_SKIP, STEPS_AFTER_CHANGE, Skipping
+from .steps.skipping import STEPS_AFTER_CHANGE, Skipping
 from .tokens.grid import TokenGrid
 from .tokens.painting import kept_tokens
 from .tokens.partition import PartitionConfig
@@ -62,7 +62,7 @@ class Run:
         self.config, self.sigmas, self.module = config, tuple(sigmas), module
         self.ledger = MaskLedger(config.masks, bracketed=True)
         self._started = time.perf_counter()
-        self._images, self._spatial = latent_shape[0], latent_shape[2:]
+        self.latent = LatentShape(latent_shape[0], latent_shape[2:])
         asked, partitioning = config.schedule or ScheduleConfig(refresh_interval=1), config.partition or PartitionConfig()
         schedule = sampler.limit(asked)
         progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
@@ -71,53 +71,27 @@ class Run:
         kept_ledger = None if config.masks is MaskMode.OFF else self.ledger
         self.report = RunReport(len(self.sigmas) - 1, progress=progress, window=window, sampler=sampler, ledger=kept_ledger)
         self.clock = StepClock(self.sigmas)
-        self.skipping = Skipping(self.sigmas, progress, schedule, sampler, self._explain_skipping)
-        self.backbone = self._fit(latent_shape, backbones)
-        self.tokens = self._map_of(partitioning)
+        self.skipping = Skipping(self.sigmas, progress, schedule, sampler, self._explain)
+        fit = _fit_of(config, module, latent_shape, backbones)
+        self.backbone = fit.backbone
+        consequence = _without_backbone(self.plan, config) if fit.reason else None
+        if consequence is not None:
+            self.note(f"{fit.reason}; {consequence}.", NoteLevel.WARNING)
+        self.tokens: TokenMap | None = None
+        if self.backbone is not None:
+            grid, warmup = TokenGrid.of_latent(self.latent.spatial, self.edge), self.plan.count(StepKind.WARMUP)
+            early = StepKind.SELECTIVE in self.plan
+            self.tokens = TokenMap(partitioning, grid, warmup, early, self.backbone.shared_rows, self._explain)
         self.report.backbone = "" if self.backbone is None else self.backbone.name
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self.partial = PartialSteps(schedule.cache, memory) if self.backbone is not None and StepKind.SELECTIVE in self.plan else None
         self._keeps_less = self._may_select = partitioning.keep_ratio < 1.0
         self._nan: Tensor | None = None
         self.evaluation = Evaluation(self, 0, self.sigmas[0])
-        self._judge_plan(asked, why_full(progress, sampler.why_full(asked), asked.spaced))
+        if _asks_to_leave_out(config, self._keeps_less) and all(kind.full for kind in self.plan):
+            self.note(f"Every step is computed, so nothing is saved: {why_full(progress, sampler.why_full(asked), asked.spaced)}.")
         if self.tokens is not None:
             self.tokens.explain_painting(used=self.partial is not None and self.may_leave_out)
-
-    def _fit(self, latent_shape: tuple[int, ...], backbones: tuple[Backbone, ...]) -> Backbone | None:
-        config = self.config
-        if config.schedule is None and config.partition is None and config.guidance is None:
-            return None
-        if len(latent_shape) not in (4, 5):
-            self._explain_unfit(NO_GRID)
-            return None
-        fit = find_backbone(self.module, backbones)
-        if fit.backbone is None:
-            self._explain_unfit(fit.reason)
-        return fit.backbone
-
-    def _explain_unfit(self, reason: str) -> None:
-        selects, skips = StepKind.SELECTIVE in self.plan, StepKind.SKIPPED in self.plan
-        if selects and skips:
-            self.note(f"{reason}; its selective steps run in full.", NoteLevel.WARNING)
-        elif selects or self.config.schedule is None:
-            self.note(f"{reason}; it runs dense.", NoteLevel.WARNING)
-        elif self.config.guidance is not None:
-            self.note(f"{reason}; there is no map of its tokens, so guidance is not weighted by it.", NoteLevel.WARNING)
-
-    def _map_of(self, config: PartitionConfig) -> TokenMap | None:
-        if self.backbone is None:
-            return None
-        grid, warmup = TokenGrid.of_latent(self._spatial, self.edge), self.plan.count(StepKind.WARMUP)
-        early = StepKind.SELECTIVE in self.plan
-        return TokenMap(config, grid, warmup, early, self.backbone.shared_rows, self._explain)
-
-    def _judge_plan(self, schedule: ScheduleConfig, reason: str) -> None:
-        asked = self.config.schedule is not None and schedule.refresh_interval > 1
-        if asked and (schedule.skipped_steps or self._may_select) and all(kind.full for kind in self.plan):
-            self.note(f"Every step is computed, so nothing is saved: {reason}.")
-
-    # What was asked, and what was done
 
     def note(self, sentence: str, level: NoteLevel = NoteLevel.INFO) -> None:
         """Put a sentence in the report and, the first time, in the log."""
@@ -131,9 +105,6 @@ class Run:
 
     def _explain(self, sentence: str, warning: bool) -> None:
         self.note(sentence, NoteLevel.WARNING if warning else NoteLevel.INFO)
-
-    def _explain_skipping(self, sentence: str) -> None:
-        self._explain(sentence, sentence == OTHERS_SKIP)
 
     @property
     def may_leave_out(self) -> bool:
@@ -161,8 +132,6 @@ class Run:
         if not all(kind.full for kind in self.plan):
             self.plan = tuple(kind if kind.full else StepKind.REFRESH for kind in self.plan)
             self.note(f"Every step is computed, so nothing is saved: {reason}.", NoteLevel.WARNING)
-
-    # Evaluations
 
     def evaluate(
         self, sigma: float, conditionings: Hashable = None, device: torch.device | None = None, step: int | None = None
@@ -198,21 +167,6 @@ class Run:
         found = prediction.isnan().any()
         self._nan = found if self._nan is None else self._nan | found
 
-    def is_whole(self, x: Tensor) -> bool:
-        """Whether this is a prediction for the whole latent of the run, not for a window or a tile of it."""
-        frames, *size = (1, *x.shape[2:])[-3:]  # a picture may come with a frame that its latent does not have
-        return x.shape[0] == self._images and (frames, *size) == (1, *self._spatial)[-3:]
-
-    def misshapen(self, conds: int, x: Tensor) -> Fallback | None:
-        """Why a model call on `x` for so many conds is none on the run's latent; None if it is."""
-        if tuple(x.shape[2:]) != self._spatial:
-            return Fallback("a model call works on a part of the latent: an area of a prompt, a window or a tile")
-        if x.shape[0] != conds * self._images:
-            return Fallback(f"a model call holds {x.shape[0]} latents where {conds} x {self._images} were expected")
-        return None
-
-    # Model calls
-
     def use(self, module: nn.Module) -> None:
         """The calls to come are of this model, another of the same family: a pipeline may hand over to a second one on the way."""
         if module is self.module:
@@ -225,11 +179,6 @@ class Run:
     def runs(self, module: nn.Module) -> bool:
         """Whether calls of `module` are of this run's model; where no model is known, it makes no difference."""
         return self.backbone is None or module is self.module
-
-    @property
-    def key_values(self) -> KeyValues:
-        """Where model calls remember keys and values."""
-        return KeyValues(CondCache()) if self.partial is None else self.partial.key_values
 
     def learn(self, call: ModelCall) -> None:
         """A call ran: it shows what there is to remember, and whether calls can compute a part of the rows at all."""
@@ -264,8 +213,6 @@ class Run:
             self.tokens.give_up()
         return True
 
-    # Map
-
     def _make_map(self, tokens: TokenMap) -> None:
         if tokens.make() and tokens.sensitivity is not None and tokens.partition is not None:
             self.report.divide(tokens.sensitivity, tokens.partition)
@@ -278,7 +225,7 @@ class Run:
         if self.config.guidance is None or self.tokens is None or self.tokens.sensitivity is None:
             return None
         self.report.guided = True
-        return scale_map(self.config.guidance, to_pixels(self.tokens.sensitivity, self.tokens.grid, self.edge, self._spatial))
+        return scale_map(self.config.guidance, to_pixels(self.tokens.sensitivity, self.tokens.grid, self.edge, self.latent.spatial))
 
     def close(self) -> RunReport:
         """Free everything but the report and return it."""
@@ -291,3 +238,24 @@ class Run:
             self.partial.clear()
         self.report.finish(time.perf_counter() - self._started)
         return self.report
+
+
+def _fit_of(config: SafeConfig, module: nn.Module, latent_shape: tuple[int, ...], backbones: tuple[Backbone, ...]) -> Fit:
+    """The backbone of the model; none, and no reason, where nothing was asked for that needs one."""
+    if config.schedule is None and config.partition is None and config.guidance is None:
+        return Fit(None)
+    return find_backbone(module, backbones) if len(latent_shape) in (4, 5) else Fit(None, NO_GRID)
+
+
+def _without_backbone(plan: Sequence[StepKind], config: SafeConfig) -> str | None:
+    """What follows from not knowing the model's tokens, as the end of a sentence; None: nothing that was asked for."""
+    if StepKind.SELECTIVE in plan and StepKind.SKIPPED in plan:
+        return "its selective steps run in full"
+    if StepKind.SELECTIVE in plan or config.schedule is None:
+        return "it runs dense"
+    return None if config.guidance is None else "there is no map of its tokens, so guidance is not weighted by it"
+
+
+def _asks_to_leave_out(config: SafeConfig, keeps_less: bool) -> bool:
+    schedule = config.schedule
+    return schedule is not None and schedule.refresh_interval > 1 and (schedule.skipped_steps > 0 or keeps_less)

@@ -45,7 +45,7 @@ TRAITS = (
 )  # fmt: skip
 CAPTION = """\
 PSNR is to the full run of the same captions and seeds, the mean over so many `pictures` of {size} px at CFG {cfg:g}, scheduler
-{scheduler}; equal pictures count as {equal:g} dB. `plan`, a letter a step: w warm-up, a refresh, s selective, h skipped.
+{scheduler}; equal pictures count as {equal:g} dB. `plan`, a letter a step: w warm-up, r refresh, s selective, - skipped.
 `fewer_psnr_db`: the run without the pack with `fewer_steps` steps, which computes as many rows; `lead_db` is ours less that,
 `worst_lead_db` the least of a single picture. With stochastic samplers a run of fewer steps draws other noise, so it is another
 picture. Empty: every step was computed."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_dit_engine.demo.network import LATENT_CHANNELS, Autoencoder
+from safe_dit_engine.demo.autoencoder import LATENT_CHANNELS, Autoencoder
 from safe_dit_engine.demo.words import TEXT_LENGTH, token_ids
 
 from .scenes import Scene, random_scene

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safe_dit_engine.demo.network import LATENT_CHANNELS, NATIVE_GRID, TextConfig
+from safe_dit_engine.demo.autoencoder import LATENT_CHANNELS
+from safe_dit_engine.demo.network import NATIVE_GRID, TextConfig
 from safe_dit_engine.demo.weights import FILES, SAMPLING, WEIGHTS_FOLDER, DemoNetworks
 from safe_dit_engine.demo.words import ALIASES, TEXT_LENGTH, VOCABULARY
 

@@ -21,7 +21,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from safe_dit_engine.demo.network import NextDiT, TextEncoder, fit_code
+from safe_dit_engine.demo.autoencoder import fit_code
+from safe_dit_engine.demo.network import NextDiT, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
 from safe_dit_engine.demo.weights import WEIGHTS_FOLDER, DemoNetworks, load_networks
 

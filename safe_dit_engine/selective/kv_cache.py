@@ -18,6 +18,8 @@ from .rows import gather_rows, write_rows_
 
 Conds = tuple[Hashable, ...]
 EIGHT_BIT = torch.float8_e4m3fn
+# Under this name the output of the head is kept.
+HEAD = "head"
 
 
 class CondCache:
@@ -146,6 +148,10 @@ class CacheSizes:
     room: int = 0
     rows: int = 0
     element: int = 0
+
+    def add_fixed(self, size: int) -> None:
+        """So many bytes are kept whatever is sensitive."""
+        self.fixed += size
 
     def bytes(self, kept: int, eight_bit: bool = False) -> int:
         """Bytes with `kept` tokens sensitive."""

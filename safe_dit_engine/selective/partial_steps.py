@@ -8,9 +8,9 @@ import torch
 
 from ..steps.plan import CacheMode
 from ..tokens.partition import Partition
-from .kv_cache import CondCache, KeyValues, Storage
+from .kv_cache import HEAD, CondCache, KeyValues, Storage
 from .memory import Memory, MemoryPlan
-from .model_call import HEAD, ModelCall
+from .model_call import ModelCall
 
 
 class PartialSteps:
@@ -55,7 +55,7 @@ class PartialSteps:
 
     def learn(self, call: ModelCall) -> None:
         """A call that computed all rows shows what there is to keep."""
-        self._memory.add(call.sizes)
+        self._memory.add(call.attention.sizes)
 
     def plan_memory(self, kept: int, device: torch.device) -> None:
         """After the first full evaluation: decide how to keep keys and values where `kept` tokens are sensitive."""

@@ -22,11 +22,16 @@ class Skipping:
     """What a run computed last, and the predictions that follow from it.
 
     `sigmas`: noise levels of the run. `progress`: how far it has come at each (steps/levels.py). `schedule`: as the `sampler` bears it.
-    `explain` is given the sentences `OTHERS_SKIP` and `FAR_APART` where they apply.
+    `explain` is told what follows, and whether it is a warning: something else was done than what was asked for.
     """
 
     def __init__(
-        self, sigmas: Sequence[float], progress: Sequence[float], schedule: ScheduleConfig, sampler: Sampler, explain: Callable[[str], None]
+        self,
+        sigmas: Sequence[float],
+        progress: Sequence[float],
+        schedule: ScheduleConfig,
+        sampler: Sampler,
+        explain: Callable[[str, bool], None],
     ) -> None:
         self._sigmas, self._progress = sigmas, progress
         self._interval, self._spaced = schedule.refresh_interval, schedule.spaced
@@ -63,10 +68,10 @@ class Skipping:
         if not self._forecaster.ready or not self._near_enough(step, on_level):
             return None
         if not self._all_arrive:
-            self._explain(OTHERS_SKIP)
+            self._explain(OTHERS_SKIP, True)
             return None
         if not reaches(self._progress, self._last_full or 0, step):
-            self._explain(FAR_APART)
+            self._explain(FAR_APART, False)
         self._last_skipped = step
         return self.stand_in(step, sigma)
 

@@ -50,7 +50,7 @@ class AttentionOverride:
             return _described(func, q, k, v, mask, heads_first)
 
         return ruled_attention(
-            attend, q, k, v, mask, ledger=self._ledger, tap=None if self._call is None else self._call.tap(), scores=scores,
+            attend, q, k, v, mask, ledger=self._ledger, tap=None if self._call is None else self._call.attention.tap(), scores=scores,
             describe=(func.__name__, described), heads=heads, heads_first=heads_first, scale=kwargs.get("scale"),
             adds_booleans=func.__name__ in ADDS_BOOLEANS,
         )  # fmt: skip

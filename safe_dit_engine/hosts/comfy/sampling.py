@@ -74,7 +74,7 @@ class Sampling:
 
     def changes_attention(self, conds: Sequence[CondCall], override: object) -> bool:
         """Whether an evaluation that a guidance node adds attends in another way than the sampler's own."""
-        if not self.run.evaluation.repeats(conds):
+        if not self.run.evaluation.seen.repeats(conds):
             self._attention = override
             return False
         return override is not self._attention

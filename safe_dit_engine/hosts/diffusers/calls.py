@@ -94,7 +94,7 @@ class Calls:
                 run.note(UNCOMPILED)
             # Compiled code keeps the attention it was traced with; it is told of masks by `certified_masks`.
             if call is not None or (judges and not self._compiled):
-                around.enter_context(attending(ledger, None if call is None else call.tap))
+                around.enter_context(attending(ledger, None if call is None else call.attention.tap))
             if call is not None:
                 around.enter_context(call.hooks())
             output = forward(**(kwargs if call is None else call.with_length_base(kwargs)))
