@@ -37,7 +37,7 @@ class Preset:
         return PartitionConfig(keep_ratio=self.keep_ratio, warmup_steps=self.warmup_steps)
 
     def schedule(self) -> ScheduleConfig:
-        """Which steps are anchors."""
+        """Which steps are computed."""
         return ScheduleConfig(
             refresh_interval=self.refresh_interval,
             forecast=self.forecast,
@@ -49,7 +49,7 @@ class Preset:
 
 
 DEFAULT_PRESET = "balanced"
-# By distance to dense at equal time on the demo model, where whole steps, settled, beat every mix with selective rows
+# By distance to dense at equal time on the demo model, where skipped steps with the corrector beat every mix with selective rows
 # (docs/experiments.md); `paper` is the paper's own rule.
 PRESETS = {
     "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, early_refresh=False, skipped_steps=1, corrector=True),

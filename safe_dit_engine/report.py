@@ -83,7 +83,7 @@ class RunReport:
 
     @property
     def rows_computed_share(self) -> float:
-        """Rows computed / rows a dense run would compute; where rows were not tracked, evaluations that were not held / all."""
+        """Rows computed / rows a dense run would compute; where rows were not tracked, evaluations that were not skipped / all."""
         total = sum(record.rows_total for record in self.evaluations)
         if total:
             return sum(record.rows_active for record in self.evaluations) / total
@@ -99,9 +99,9 @@ class RunReport:
         """The host knows the run under these ids."""
         self.ids = ids
 
-    def remember(self, held: int, predicted: int | None, storage: Storage) -> None:
-        """So many bytes are held between refreshes, so many were predicted, and how they are kept."""
-        self.cache_bytes = max(self.cache_bytes, held)
+    def remember(self, kept: int, predicted: int | None, storage: Storage) -> None:
+        """So many bytes are kept between refreshes, so many were predicted, and how they are kept."""
+        self.cache_bytes = max(self.cache_bytes, kept)
         self.cache_predicted, self.storage = predicted, storage
 
     def with_masks(self, ledger: MaskLedger) -> RunReport:
@@ -207,7 +207,7 @@ class RunReport:
 def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[str, Any]:
     """Live message of one evaluation, without the ids the host adds.
 
-    `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active, and on held ones, where none is (`k` 0).
+    `mask`: bits, little-endian, row-major; None on full steps, where all tokens are active, and on skipped ones, where none is (`k` 0).
     `sens`: bytes, where `with_map` asks for it: it is large and seldom changes. `masks`: attention calls so far, those
     with a mask, elided, trimmed; None where nobody looked. `levels`: with the first message of a run.
     """

@@ -157,10 +157,10 @@ class Run:
         self.report.evaluations.append(record)
         if self.partial is None:
             return
-        held = self.partial.bytes
+        kept = self.partial.bytes
         if self.selects and self.tokens is not None and device is not None:
             self.partial.plan_memory(kept_tokens(self.tokens.grid.tokens, self.tokens.config.keep_ratio, 0, 0), device)
-        self.report.remember(held, self.partial.predicted_bytes, self.partial.storage)
+        self.report.remember(kept, self.partial.predicted_bytes, self.partial.storage)
 
     def watch(self, prediction: Tensor) -> None:
         """Notice a prediction that is no number; the device is not asked before the run is over."""

@@ -1,4 +1,4 @@
-"""What one run remembers between anchors, per cond: keys and values of every block, head rows and denoised latents.
+"""What one run remembers between refreshes, per cond: keys and values of every block, head rows and denoised latents.
 
 A cond is one conditioning inside a batched model call. How conds are batched may change from step to step (ComfyUI splits calls
 by free memory), so tensors are stored as they came, stacked over the conds of a call, and re-stacked only when a call asks for
@@ -162,7 +162,7 @@ class CacheSizes:
 class KeyValues:
     """Keys and values of every attention call, by name: those of context rows alone once it is known which these are.
 
-    Between anchors the other rows are fresh in every step, so nothing of them need be kept.
+    Between refreshes the other rows are fresh in every step, so nothing of them need be kept.
     """
 
     def __init__(self, cache: CondCache) -> None:

@@ -88,8 +88,8 @@ def plan_steps(
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
-    the window opens if that is later; its last step is the first anchor. An anchor are also the last step, and any into or out of which
-    the noise level does not fall.
+    the window opens if that is later. The last step of a run is a refresh, and so is every step into or out of which the noise
+    level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
@@ -172,8 +172,8 @@ def _room(progress: Sequence[float], before: int, full: int, steps: range, space
 
 
 def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:
-    held = min(schedule.skipped_steps, between)
-    return [StepKind.SELECTIVE] * (between - held) + [StepKind.SKIPPED] * held + [StepKind.REFRESH]
+    skipped = min(schedule.skipped_steps, between)
+    return [StepKind.SELECTIVE] * (between - skipped) + [StepKind.SKIPPED] * skipped + [StepKind.REFRESH]
 
 
 @dataclass(frozen=True)

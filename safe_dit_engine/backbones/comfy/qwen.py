@@ -1,7 +1,7 @@
 """Qwen-Image, Qwen-Image-Edit, and Mage-Flow, which is made of the same blocks.
 
 Qwen's latent is a video of one frame. Padded text makes every attention call build a mask for the rows it sees. Edit's reference rows
-stand behind the image's and are held like context, unless they are modulated apart (`index_timestep_zero`).
+stand behind the image's and are kept like context, unless they are modulated apart (`index_timestep_zero`).
 """
 
 from __future__ import annotations
