@@ -61,8 +61,8 @@ class BlockGroup:
     `layout`: of the sequence `hidden`, an argument by name or position. `row_arguments`: what else has an entry per row. `attentions`:
     what each attention call of a block attends over, in their order; None and calls beyond the list are left alone. `gathered`: the rows
     come gathered from the group before. `restore`: return to full length after the last block (its output must be one tensor).
-    `constant`: what comes out depends on the conditioning alone, so selective calls take what the last refresh gave. `kv_heads`: path, on a block, of
-    the number of key heads, where the family repeats them before attention. `unset`: arguments that must be None.
+    `constant`: what comes out depends on the conditioning alone, so selective calls take what the last refresh gave. `kv_heads`: path, on
+    a block, of the number of key heads, where the family repeats them before attention. `unset`: arguments that must be None.
     `single`: arguments with one entry for all rows along a dimension, and the reason to run dense where there are more.
     """
 

@@ -3,8 +3,8 @@
 Works on the guided, denoised prediction of a whole evaluation. Every latent pixel has a line of its own, because sensitive rows are
 computed more often than the rest.
 
-*The corrector.* From one noise level to the next, a sampler moves x / sigma by (1 / next - 1 / sigma) times the prediction (Euler; ancestral
-and multistep samplers to first order). Once everything is computed again, the line between the two refreshes is a better guess of what lay
+*The corrector.* From one noise level to the next, a sampler moves x / sigma by (1 / next - 1 / sigma) times the prediction (Euler's method;
+ancestral and multistep samplers to first order). Once everything is computed again, the line between the two refreshes is a better guess of what lay
 in between than the forecast was. The difference, weighted by those moves, is the error of x / sigma. It is made up for in the next step, by
 handing the sampler a prediction that is moved accordingly: as in a predictor-corrector method, without an evaluation of its own.
 """
@@ -46,7 +46,7 @@ class Line:
         return Line(*(torch.where(fresh, a, b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def extrapolate(self, sigma: float, amount: float) -> Tensor:
-        """Prediction at noise level `sigma`: `amount` 0 reuses the last one, 1 extrapolates; at most `MAX_REACH` times the line's length."""
+        """Prediction at noise level `sigma`: `amount` 0 reuses the last, 1 extrapolates; at most `MAX_REACH` times the line's length."""
         reach = ((self.sigma - sigma) / self.gap).clamp(-MAX_REACH, MAX_REACH)
         return self.value + amount * reach * self.step
 
@@ -117,7 +117,7 @@ class Forecaster:
         return self._line is not None
 
     def refreshed(self, value: Tensor, sigma: float, weight: float, trust: float = 1.0) -> Tensor:
-        """Note a prediction computed everywhere; returns what the sampler is to get: the same, bit for bit, where there is nothing to correct."""
+        """Note a prediction computed everywhere; returns what the sampler is to get: the same tensor where nothing is to be corrected."""
         correction = self._corrector.correction(value, sigma, weight, trust) if self._corrector is not None else None
         self._line = begin(value, sigma) if self._line is None else self._line.advanced(value, sigma)
         self._corrector = Corrector(value, sigma) if self._corrects else None
