@@ -4,9 +4,10 @@ Works on the guided, denoised prediction of a whole evaluation. Every latent pix
 computed more often than the rest.
 
 *The corrector.* From one noise level to the next, a sampler moves x / sigma by (1 / next - 1 / sigma) times the prediction (Euler's method;
-ancestral and multistep samplers to first order). Once everything is computed again, the line between the two refreshes is a better guess of what lay
-in between than the forecast was. The difference, weighted by those moves, is the error of x / sigma. It is made up for in the next step, by
-handing the sampler a prediction that is moved accordingly: as in a predictor-corrector method, without an evaluation of its own.
+ancestral and multistep samplers to first order). Once everything is computed again, the line between the two refreshes is a better guess
+of what lay in between than the forecast was. The difference, weighted by those moves, is the error of x / sigma. It is made up for in the
+next step, by handing the sampler a prediction that is moved accordingly: as in a predictor-corrector method, without an evaluation of its
+own.
 """
 
 from __future__ import annotations
