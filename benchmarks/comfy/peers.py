@@ -242,7 +242,6 @@ CHOSEN: dict[str, tuple[str, ...]] = {
     ),
     AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name in ("quality", "balanced", "fast")),
     "whole_steps_taylor": ("40% even, x0.5", "warm-up 4, 1 of 2, x0.5"),
-    "ras": ("keep 0.25, interval 4, warm-up 4", "keep 0.25, interval 2, warm-up 4"),
     "paper": ("keep 0.25, interval 4, warm-up 4", "keep 0.25, interval 2, warm-up 4"),
     "safe_sw": (preset_text(DEFAULT_PRESET, PRESETS[DEFAULT_PRESET]),),
 }  # fmt: skip
