@@ -10,6 +10,7 @@ TOOLS = {
     "masktax": ".masktax",
     "study": ".study.study",
     "train": ".demo_model.train",
+    "distil": ".demo_model.distil",
     "showcase": ".comfy.showcase",
     "cost": ".comfy.cost",
     "fidelity": ".comfy.fidelity",

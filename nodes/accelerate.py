@@ -9,13 +9,13 @@ from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy.wrappers import configure
 from ..safe_dit_engine.masks.ledger import MaskMode
-from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
-from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
+from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset, at_speedup
+from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, MAX_SPEEDUP, CacheMode, ScheduleConfig
 from ..safe_dit_engine.tokens.painting import parse_painting
-from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO
+from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO, PartitionConfig
 from .inputs import cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs
 
-CUSTOM = "custom"
+CUSTOM, SPEEDUP = "custom", "speedup"
 
 
 class SafeDitAccelerate(io.ComfyNode):
@@ -38,13 +38,13 @@ class SafeDitAccelerate(io.ComfyNode):
                 io.Model.Input("model", tooltip="The diffusion transformer to accelerate. It is not changed: a patched copy comes out."),
                 io.Combo.Input(
                     "preset",
-                    options=[*PRESETS, CUSTOM],
+                    options=[*PRESETS, SPEEDUP, CUSTOM],
                     default=DEFAULT_PRESET,
                     tooltip=_preset_tooltip(),
                 ),
                 io.Float.Input(
                     "keep_ratio",
-                    default=default.keep_ratio,
+                    default=default.partition.keep_ratio,
                     min=MIN_KEEP_RATIO,
                     max=1.0,
                     step=0.05,
@@ -54,7 +54,7 @@ class SafeDitAccelerate(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "refresh_interval",
-                    default=default.refresh_interval,
+                    default=default.schedule.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
                     tooltip=(
@@ -64,15 +64,39 @@ class SafeDitAccelerate(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "warmup_steps",
-                    default=default.warmup_steps,
+                    default=default.partition.warmup_steps,
                     min=1,
                     max=64,
                     tooltip="Custom only. Full steps at the start. In them the node finds out where the prompt acts.",
                 ),
-                *forecast_inputs(default.forecast, default.early_refresh, "Custom only. "),
-                *skipping_inputs(default.skipped_steps, default.corrector, "Custom only. "),
+                *forecast_inputs(default.schedule.forecast, default.schedule.early_refresh, "Custom only. "),
+                *skipping_inputs(default.schedule.skipped_steps, default.schedule.corrector, "Custom only. "),
                 painting_input(),
                 cache_input(),
+                io.Float.Input(
+                    "speedup",
+                    optional=True,
+                    default=2.0,
+                    min=1.0,
+                    max=MAX_SPEEDUP,
+                    step=0.1,
+                    tooltip=(
+                        "For the preset `speedup` only. How many times less is to be computed than without the node; the plan that comes "
+                        "closest is used. Up to about 2.5 the picture stays the same; above, it is another picture of the same prompt."
+                    ),
+                ),
+                io.Int.Input(
+                    "coarse_steps",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=64,
+                    advanced=True,
+                    tooltip=(
+                        "Custom only. How many steps at the start are coarse: the model runs on a quarter of the tokens, and finds layout "
+                        "and colours. It changes the picture, not the prompt."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
         )
@@ -96,23 +120,38 @@ class SafeDitAccelerate(io.ComfyNode):
         corrector: bool = False,
         painted_tokens: str = "",
         cache: str = CacheMode.AUTO.value,
+        speedup: float = 2.0,
+        coarse_steps: int = 0,
     ) -> io.NodeOutput:
         """Attach the settings to a copy of the model."""
-        own = Preset(keep_ratio, refresh_interval, warmup_steps, forecast, early_refresh, skipped_steps, corrector)
-        own.partition()  # what is no number is refused whichever preset is chosen
-        own.schedule()
-        chosen = PRESETS.get(preset, own)
-        partition = replace(chosen.partition(), painting=parse_painting(painted_tokens))
-        schedule = replace(chosen.schedule(), cache=CacheMode(cache), spaced=preset in PRESETS)
+        # What is no number is refused whichever preset is chosen.
+        own = Preset(
+            PartitionConfig(keep_ratio=keep_ratio, warmup_steps=warmup_steps),
+            ScheduleConfig(
+                refresh_interval,
+                forecast=forecast,
+                early_refresh=early_refresh,
+                skipped_steps=skipped_steps,
+                corrector=corrector,
+                coarse_steps=coarse_steps,
+            ),
+        )
+        chosen = {**PRESETS, SPEEDUP: at_speedup(speedup)}.get(preset, own)
+        partition = replace(chosen.partition, painting=parse_painting(painted_tokens))
+        schedule = replace(chosen.schedule, cache=CacheMode(cache))
         return io.NodeOutput(configure(model, masks=MaskMode.ELIDE, partition=partition, schedule=schedule))
 
 
 def _preset_tooltip() -> str:
-    return "; ".join([*(f"{name}: {_in_words(preset)}" for name, preset in PRESETS.items()), f"{CUSTOM}: the values below"]) + "."
+    named = (f"{name}: {_in_words(preset)}" for name, preset in PRESETS.items())
+    return "; ".join([*named, f"{SPEEDUP}: as much as the value below says", f"{CUSTOM}: the values below"]) + "."
 
 
 def _in_words(preset: Preset) -> str:
-    refresh = f"a full step at least every {preset.refresh_interval} steps"
-    if preset.skipped_steps >= preset.refresh_interval - 1:
+    schedule = preset.schedule
+    if schedule.speedup:
+        return f"a plan that computes {schedule.speedup:g} times less, another picture of the same prompt"
+    refresh = f"a full step at least every {schedule.refresh_interval} steps"
+    if schedule.skipped_steps >= schedule.refresh_interval - 1:
         return f"{refresh}, the others skipped"
-    return f"{refresh}, {preset.keep_ratio:.0%} of the tokens in the others"
+    return f"{refresh}, {preset.partition.keep_ratio:.0%} of the tokens in the others"

@@ -12,7 +12,7 @@ from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from ..safe_dit_engine.tokens.focus import FocusRequest
 from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO, PartitionConfig, Signal
 
-DEFAULTS = PRESETS[DEFAULT_PRESET].partition()
+DEFAULTS = PRESETS[DEFAULT_PRESET].partition
 
 
 class SafeDitPartitioner(io.ComfyNode):

@@ -43,5 +43,12 @@ def _rate(asked: Any) -> float:
 
 def rule_data() -> dict[str, Any]:
     """Presets and costs of steps: what the widget needs beside its own copy of the rule to predict a run."""
-    presets = {name: dataclasses.asdict(preset) for name, preset in PRESETS.items()}
+    presets = {
+        name: {
+            "keep_ratio": preset.partition.keep_ratio,
+            "warmup_steps": preset.partition.warmup_steps,
+            **dataclasses.asdict(preset.schedule),
+        }
+        for name, preset in PRESETS.items()
+    }
     return {"presets": presets, "costs": dataclasses.asdict(StepCosts())}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .report import StepRecord
+from .report import NoteLevel, StepRecord
 from .selective.call_attention import CallPlan
 from .selective.kv_cache import CondCache, KeyValues
 from .selective.model_call import ModelCall
+from .steps.coarse import PART, shrink
 from .steps.plan import StepKind
 from .stopwatch import Stopwatch
 from .tokens.partition import Partition
@@ -95,6 +96,7 @@ class Evaluation:
         self._rows = [0, 0]
         self._used: Partition | None = None
         self._ran_full = self._ran_selective = self._computed_all = self._skipped = self._remembers = False
+        self._full_size: tuple[int, int] | None = None  # of the latent, where this evaluation runs on a smaller one
         self.seen = SeenConds()
 
     def __enter__(self) -> Evaluation:
@@ -111,14 +113,27 @@ class Evaluation:
             return None
         given = run.skipping.skipped(self.step, self.sigma, run.clock.on_level)
         if given is not None:
-            self._rows[1] = max((record.rows_total for record in run.report.evaluations), default=0)
-            self._skipped = True
+            self._rows[1], self._skipped = max((record.rows_total for record in run.report.evaluations), default=0), True
         return given
+
+    def coarse(self, x: Tensor, why_not: Callable[[float], str | None]) -> tuple[Tensor, float] | None:
+        """The smaller latent, and its level, to run on in place of `x` `[images, C, H, W]`; None: run on `x`. `why_not`: as of `shrink`."""
+        run = self._run
+        if self.kind is not StepKind.COARSE or self._full or not run.may_leave_out or run.parts is None:
+            return None
+        found = shrink(x, self.sigma, run.parts, why_not) if run.latent.is_whole(x) else PART
+        if isinstance(found, str):
+            run.note(f"Coarse steps run in full, because {found}.", NoteLevel.WARNING)
+            return None
+        self._full_size = (x.shape[-2], x.shape[-1])
+        return found
 
     def computed(self, prediction: Tensor) -> Tensor:
         """What the sampler is to get for the guided, denoised prediction `[images, C, H, W]` of what ran."""
         run = self._run
         run.watch(prediction)
+        if self._full_size is not None:
+            return run.skipping.enlarged(self.step, self.sigma, prediction, self._full_size)
         if self._ran_full and self._ran_selective:  # the host could not run it again
             self._skipped = True
             return run.skipping.stand_in(self.step, self.sigma)
@@ -131,8 +146,8 @@ class Evaluation:
 
     def end(self) -> StepRecord:
         """The evaluation is over; what it was."""
-        ran_in_part = self._skipped or not (self._computed_all or self._rows[1] == 0)
-        kind = self.kind if self.kind.full or ran_in_part else StepKind.REFRESH
+        in_part = self._skipped or self._full_size is not None or not (self._computed_all or self._rows[1] == 0)
+        kind = self.kind if self.kind.full or in_part else StepKind.REFRESH
         self.fell_back |= self._used is not None and self._computed_all
         record = StepRecord(self.step, kind, self._rows[0], self._rows[1], self._stopwatch.stop())
         self._run.finish(record, self._device)
@@ -166,7 +181,7 @@ class Evaluation:
         """What a model call on `x` `[len(conds) * images, C, H, W]` should do; None: run it as if the pack were not there."""
         run = self._run
         run.ledger.begin_call()
-        if run.backbone is None or run.tokens is None:
+        if run.backbone is None or run.tokens is None or self._full_size is not None:
             return None
         self._device = x.device
         keys = tuple((id(run.module), *self.seen.key(cond), tuple(x.shape[1:]), x.dtype, x.device) for cond in conds)
@@ -233,9 +248,9 @@ class Evaluation:
 
     def _plan_of_extra(self, keys: tuple[Hashable, ...]) -> CallPlan | None:
         """Guidance subtracts one evaluation from another, so an extra one computes what the others of its step do; None: all of it."""
-        partial = self._run.partial
+        run, partial = self._run, self._run.partial
         if self._used is None:
-            return CallPlan(capture=True, known=self._needless, extra=True) if self._must_capture else None
+            return CallPlan(capture=True, known=_needless(run), extra=True) if _must_capture(run, self.step) else None
         if partial is not None and partial.has(keys):
             return CallPlan(partition=self._used, extra=True)
         self.fell_back = True
@@ -249,17 +264,7 @@ class Evaluation:
         if ready and partition is not None and run.partial is not None and run.partial.has(keys):
             return CallPlan(partition=partition)
         self._full |= ready  # a conditioning that is new runs in full, and those beside it with it
-        return CallPlan(capture=self._must_capture, known=self._needless, evidence_of=self._to_look_at(conds))
-
-    @property
-    def _needless(self) -> Partition | None:
-        partial = self._run.partial
-        return None if partial is None else partial.needless(self._run.report.partition)
-
-    @property
-    def _must_capture(self) -> bool:
-        until_refreshed = itertools.takewhile(lambda kind: not kind.full, self._run.plan[self.step + 1 :])
-        return self._run.selects and StepKind.SELECTIVE in (self.kind, *until_refreshed)
+        return CallPlan(capture=_must_capture(run, self.step), known=_needless(run), evidence_of=self._to_look_at(conds))
 
     @property
     def _collects(self) -> bool:
@@ -269,3 +274,14 @@ class Evaluation:
 
     def _to_look_at(self, conds: Sequence[CondCall]) -> tuple[int, ...]:
         return tuple(i for i, cond in enumerate(conds) if cond.index in self.seen.positive) if self._collects else ()
+
+
+def _needless(run: Run) -> Partition | None:
+    """Tokens whose keys and values no selective step will need."""
+    return None if run.partial is None else run.partial.needless(run.report.partition)
+
+
+def _must_capture(run: Run, step: int) -> bool:
+    """Whether selective steps will go on from what this step computes."""
+    until_refreshed = itertools.takewhile(lambda kind: not kind.full, run.plan[step + 1 :])
+    return run.selects and StepKind.SELECTIVE in (run.plan[step], *until_refreshed)

@@ -22,39 +22,33 @@ class SafeConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """The few values behind a preset."""
+    """How tokens are split, and which steps are computed."""
 
-    keep_ratio: float
-    refresh_interval: int
-    warmup_steps: int
-    forecast: float
-    early_refresh: bool
-    skipped_steps: int
-    corrector: bool
+    partition: PartitionConfig
+    schedule: ScheduleConfig
 
-    def partition(self) -> PartitionConfig:
-        """How tokens are split."""
-        return PartitionConfig(keep_ratio=self.keep_ratio, warmup_steps=self.warmup_steps)
 
-    def schedule(self) -> ScheduleConfig:
-        """Which steps are computed."""
-        return ScheduleConfig(
-            refresh_interval=self.refresh_interval,
-            forecast=self.forecast,
-            early_refresh=self.early_refresh,
-            skipped_steps=self.skipped_steps,
-            corrector=self.corrector,
-            spaced=True,
-        )
+def _skipping(interval: int, warmup: int, forecast: float, early_refresh: bool) -> Preset:
+    """Skip every step between two refreshes."""
+    schedule = ScheduleConfig(
+        interval, forecast=forecast, early_refresh=early_refresh, skipped_steps=interval - 1, corrector=True, spaced=1.0
+    )
+    return Preset(PartitionConfig(warmup_steps=warmup), schedule)
+
+
+def at_speedup(speedup: float) -> Preset:
+    """Compute so many times less than a full run does."""
+    return Preset(PartitionConfig(), ScheduleConfig(speedup=speedup, corrector=True))
 
 
 DEFAULT_PRESET = "balanced"
 # By distance to dense at equal time on the demo model, where skipped steps with the corrector beat every mix with selective rows
-# (docs/experiments.md); `paper` is the paper's own rule.
+# (docs/experiments.md); `express` draws another picture of the same prompt (part 27); `paper` is the paper's own rule.
 PRESETS = {
-    "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, early_refresh=False, skipped_steps=1, corrector=True),
-    "balanced": Preset(0.25, refresh_interval=3, warmup_steps=4, forecast=0.3, early_refresh=True, skipped_steps=2, corrector=True),
-    "fast": Preset(0.25, refresh_interval=3, warmup_steps=2, forecast=0.15, early_refresh=True, skipped_steps=2, corrector=True),
-    "draft": Preset(0.25, refresh_interval=4, warmup_steps=2, forecast=0.0, early_refresh=True, skipped_steps=3, corrector=True),
-    "paper": Preset(0.25, refresh_interval=4, warmup_steps=4, forecast=0.0, early_refresh=False, skipped_steps=0, corrector=False),
+    "quality": _skipping(2, warmup=4, forecast=0.45, early_refresh=False),
+    "balanced": _skipping(3, warmup=4, forecast=0.3, early_refresh=True),
+    "fast": _skipping(3, warmup=2, forecast=0.15, early_refresh=True),
+    "draft": _skipping(4, warmup=2, forecast=0.0, early_refresh=True),
+    "express": at_speedup(5.0),
+    "paper": Preset(PartitionConfig(), ScheduleConfig(4, spaced=1.0)),
 }

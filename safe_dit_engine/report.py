@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .masks.ledger import MaskLedger
 from .selective.kv_cache import Storage
+from .steps.coarse import SHARE
 from .steps.plan import StepKind
 from .steps.samplers import EULER, Sampler
 from .stopwatch import Stopwatch
@@ -57,6 +58,7 @@ class RunReport:
     progress: tuple[float, ...] = ()  # at every noise level of the run
     window: tuple[int, int] = (0, 0)  # half-open range of steps that need not be computed in full
     sampler: Sampler = EULER
+    coarse: bool = False  # whether the latent is large enough for coarse steps
     evaluations: list[StepRecord] = field(default_factory=list)
     noted: dict[str, NoteLevel] = field(default_factory=dict)  # sentence -> what it is, in the order they were made
     masks: str = ""
@@ -85,10 +87,9 @@ class RunReport:
     def rows_computed_share(self) -> float:
         """Rows computed / rows a dense run would compute; where rows were not tracked, evaluations that were not skipped / all."""
         total = sum(record.rows_total for record in self.evaluations)
-        if total:
+        if total and not any(record.kind is StepKind.COARSE for record in self.evaluations):
             return sum(record.rows_active for record in self.evaluations) / total
-        computed = sum(record.kind is not StepKind.SKIPPED for record in self.evaluations)
-        return computed / len(self.evaluations) if self.evaluations else 1.0
+        return sum(map(_share_of_rows, self.evaluations)) / len(self.evaluations) if self.evaluations else 1.0
 
     def counts(self) -> dict[str, int]:
         """Evaluations by kind."""
@@ -141,7 +142,7 @@ class RunReport:
         """What the run's plan followed from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
         limits = {"skipped": self.sampler.skipped, "selective": self.sampler.selective, "reach": self.sampler.reach}
-        return {"progress": levels, "window": list(self.window), **limits}
+        return {"progress": levels, "window": list(self.window), "coarse": self.coarse, **limits}
 
     def mask_counts(self) -> list[int] | None:
         """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""
@@ -235,6 +236,12 @@ def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[
 def note_message(sentence: str, level: NoteLevel) -> dict[str, Any]:
     """Message of one sentence, without the ids the host adds."""
     return {"v": MESSAGE_VERSION, "level": level.value, "sentence": sentence}
+
+
+def _share_of_rows(record: StepRecord) -> float:
+    if record.rows_total:
+        return record.rows_active / record.rows_total
+    return {StepKind.SKIPPED: 0.0, StepKind.COARSE: SHARE}.get(record.kind, 1.0)
 
 
 def pack_bits(mask: Tensor) -> str:

@@ -6,6 +6,7 @@ A host makes a `Run` when sampling starts, asks it to `evaluate` at every noise 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Hashable, Sequence
@@ -23,9 +24,11 @@ from .report import NoteLevel, RunReport, StepRecord
 from .selective.memory import Memory
 from .selective.model_call import ModelCall
 from .selective.partial_steps import PartialSteps
+from .steps.budget import plan_run, what_is_missed
 from .steps.clock import StepClock
-from .steps.levels import flow_progress
-from .steps.plan import ScheduleConfig, StepKind, plan_steps, why_full
+from .steps.coarse import Parts, why_not
+from .steps.levels import flow_parts, flow_progress
+from .steps.plan import ScheduleConfig, StepKind, why_full
 from .steps.samplers import EULER, Sampler
 from .steps.skipping import STEPS_AFTER_CHANGE, Skipping
 from .tokens.grid import TokenGrid
@@ -44,7 +47,8 @@ class Run:
 
     `sigmas`: noise levels, the last one the end of the run. `window`: half-open range of steps that need not be computed in full.
     `backbones`: the host's table of model families. `progress`: how far the run has come at each level (steps/levels.py; default: as in a
-    flow-matching model). `sampler`: what it makes of a prediction (default: Euler's method).
+    flow-matching model). `sampler`: what it makes of a prediction (default: Euler's method). `parts`: see coarse.py; None: the host cannot
+    run a smaller latent.
     """
 
     def __init__(
@@ -58,40 +62,41 @@ class Run:
         backbones: tuple[Backbone, ...] = BACKBONES,
         progress: Sequence[float] | None = None,
         sampler: Sampler = EULER,
+        parts: Parts | None = flow_parts,
     ) -> None:
         self.config, self.sigmas, self.module = config, tuple(sigmas), module
-        self.ledger = MaskLedger(config.masks, bracketed=True)
-        self._started = time.perf_counter()
+        self.ledger, self._started = MaskLedger(config.masks, bracketed=True), time.perf_counter()
         self.latent = LatentShape(latent_shape[0], latent_shape[2:])
         asked, partitioning = config.schedule or ScheduleConfig(refresh_interval=1), config.partition or PartitionConfig()
-        schedule = sampler.limit(asked)
+        schedule, window = sampler.limit(asked), (0, 0) if sampler.full else window
         progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
-        window = (0, 0) if sampler.full else window
-        self.plan = plan_steps(progress, partitioning.warmup_steps, schedule, window)
-        kept_ledger = None if config.masks is MaskMode.OFF else self.ledger
-        self.report = RunReport(len(self.sigmas) - 1, progress=progress, window=window, sampler=sampler, ledger=kept_ledger)
-        self.clock = StepClock(self.sigmas)
-        self.skipping = Skipping(self.sigmas, progress, schedule, sampler, self._explain)
+        self.parts, no_coarse = parts, why_not(self.latent.spatial, parts)
+        self.plan = plan_run(progress, partitioning.warmup_steps, schedule, sampler, window, no_coarse is None)
+        seen = None if config.masks is MaskMode.OFF else self.ledger
+        self.report = RunReport(len(self.plan), "", progress, window, sampler, no_coarse is None, ledger=seen)
+        self.clock, self.skipping = StepClock(self.sigmas), Skipping(self.sigmas, progress, schedule, sampler, self._explain)
         fit = _fit_of(config, module, latent_shape, backbones)
         self.backbone = fit.backbone
         consequence = _without_backbone(self.plan, config) if fit.reason else None
         if consequence is not None:
             self.note(f"{fit.reason}; {consequence}.", NoteLevel.WARNING)
-        self.tokens: TokenMap | None = None
-        if self.backbone is not None:
-            grid, warmup = TokenGrid.of_latent(self.latent.spatial, self.edge), self.plan.count(StepKind.WARMUP)
-            early = StepKind.SELECTIVE in self.plan
-            self.tokens = TokenMap(partitioning, grid, warmup, early, self.backbone.shared_rows, self._explain)
-        self.report.backbone = "" if self.backbone is None else self.backbone.name
+        self.tokens = None if self.backbone is None else self._token_map(self.backbone, partitioning)
+        self.report.backbone = self.backbone.name if self.backbone is not None else ""
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self.partial = PartialSteps(schedule.cache, memory) if self.backbone is not None and StepKind.SELECTIVE in self.plan else None
         self._keeps_less = self._may_select = partitioning.keep_ratio < 1.0
         self._nan: Tensor | None = None
         self.evaluation = Evaluation(self, 0, self.sigmas[0])
-        if _asks_to_leave_out(config, self._keeps_less) and all(kind.full for kind in self.plan):
-            self.note(f"Every step is computed, so nothing is saved: {why_full(progress, sampler.why_full(asked), asked.spaced)}.")
+        if _asks_to_leave_out(config, self._keeps_less):
+            for sentence in what_is_missed(self.plan, asked, why_full(progress, sampler.why_full(asked), asked.spaced), no_coarse):
+                self.note(sentence)
         if self.tokens is not None:
             self.tokens.explain_painting(used=self.partial is not None and self.may_leave_out)
+
+    def _token_map(self, backbone: Backbone, config: PartitionConfig) -> TokenMap:
+        warmup = sum(1 for _ in itertools.takewhile(lambda kind: kind in (StepKind.WARMUP, StepKind.COARSE), self.plan))
+        grid, early = TokenGrid.of_latent(self.latent.spatial, self.edge), StepKind.SELECTIVE in self.plan
+        return TokenMap(config, grid, warmup, early, backbone.shared_rows, self._explain)
 
     def note(self, sentence: str, level: NoteLevel = NoteLevel.INFO) -> None:
         """Put a sentence in the report and, the first time, in the log."""
@@ -164,8 +169,7 @@ class Run:
 
     def watch(self, prediction: Tensor) -> None:
         """Notice a prediction that is no number; the device is not asked before the run is over."""
-        found = prediction.isnan().any()
-        self._nan = found if self._nan is None else self._nan | found
+        self._nan = prediction.isnan().any() | (False if self._nan is None else self._nan)
 
     def use(self, module: nn.Module) -> None:
         """The calls to come are of this model, another of the same family: a pipeline may hand over to a second one on the way."""
@@ -258,4 +262,6 @@ def _without_backbone(plan: Sequence[StepKind], config: SafeConfig) -> str | Non
 
 def _asks_to_leave_out(config: SafeConfig, keeps_less: bool) -> bool:
     schedule = config.schedule
-    return schedule is not None and schedule.refresh_interval > 1 and (schedule.skipped_steps > 0 or keeps_less)
+    if schedule is None:
+        return False
+    return schedule.speedup > 1.0 or schedule.refresh_interval > 1 and (schedule.skipped_steps > 0 or keeps_less)

@@ -33,6 +33,11 @@ def save_autoencoder(networks: DemoNetworks, training: dict[str, Any], folder: P
     _save(networks.vae.stock_state(), fields, folder / FILES["vae"], torch.float16)
 
 
+def save_lora(state: dict[str, Tensor], fields: dict[str, Any], path: Path) -> None:
+    """Write a LoRA of the transformer."""
+    _save(state, fields, path, torch.bfloat16)
+
+
 def _save(state: dict[str, Tensor], fields: dict[str, Any], path: Path, dtype: torch.dtype) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "version": VERSION, **{key: json.dumps(value) for key, value in fields.items()}}

@@ -117,6 +117,11 @@ class Forecaster:
         """Whether there is something to go on from."""
         return self._line is not None
 
+    @property
+    def last(self) -> Tensor | None:
+        """The last prediction, if there is one."""
+        return None if self._line is None else self._line.value
+
     def refreshed(self, value: Tensor, sigma: float, weight: float, trust: float = 1.0) -> Tensor:
         """Note a prediction computed everywhere; returns what the sampler is to get: the same tensor where nothing is to be corrected."""
         correction = self._corrector.correction(value, sigma, weight, trust) if self._corrector is not None else None

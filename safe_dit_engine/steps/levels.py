@@ -14,6 +14,11 @@ def progress_of(signal: float, noise: float) -> float:
     return REFERENCE_SHIFT * signal / (REFERENCE_SHIFT * signal + noise)
 
 
+def flow_parts(sigma: float) -> tuple[float, float]:
+    """Signal and noise of a latent of a flow-matching model, x = (1 - sigma) * picture + sigma * noise."""
+    return 1.0 - sigma, sigma
+
+
 def flow_progress(sigmas: Sequence[float]) -> tuple[float, ...]:
     """Progress at the noise levels of a flow-matching model, x = (1 - sigma) * picture + sigma * noise."""
     return tuple(progress_of(1.0 - sigma, sigma) for sigma in sigmas)

@@ -1,4 +1,4 @@
-"""Which step does what: warm-up, refresh, selective or skipped (the paper's section "CAR")."""
+"""Which step does what: warm-up, refresh, coarse, selective or skipped (the paper's section "CAR"; coarse.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 MAX_REFRESH_INTERVAL = 64
+MAX_SPEEDUP = 6.0
 # Warm-up is given in steps of a run of so many.
 REFERENCE_STEPS = 20
 # How far two cycles together may reach in progress: after a wide one, a full step that nothing is skipped behind.
@@ -22,6 +23,7 @@ class StepKind(str, Enum):
     REFRESH = "refresh"
     SELECTIVE = "selective"
     SKIPPED = "skipped"
+    COARSE = "coarse"
 
     @property
     def full(self) -> bool:
@@ -30,7 +32,7 @@ class StepKind(str, Enum):
 
     @property
     def letter(self) -> str:
-        """It in a plan written in one line: w, r, s, and - where nothing runs."""
+        """It in a plan written in one line: w, r, s, c, and - where nothing runs."""
         return "-" if self is StepKind.SKIPPED else str(self.value[0])
 
 
@@ -56,6 +58,9 @@ class ScheduleConfig:
     `spaced`: how far apart full steps may lie in progress, as a share of what is known to be good (`widest_gap`), however many steps there
     are; then warm-up ends where it would in a run of `REFERENCE_STEPS`. 1 for presets; 0, for values given by hand: they are taken as they
     are.
+    `coarse_steps`: how many of the warm-up steps run on a quarter of the tokens, the first ones; a full one follows.
+    `speedup`: how many times less is to be computed than in a full run; the plan that comes closest replaces all the above (budget.py). 0:
+    the values above are the plan.
     """
 
     refresh_interval: int = 4
@@ -67,6 +72,8 @@ class ScheduleConfig:
     corrector: bool = False
     cache: CacheMode = CacheMode.AUTO
     spaced: float = 0.0
+    coarse_steps: int = 0
+    speedup: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
@@ -76,6 +83,10 @@ class ScheduleConfig:
             raise ValueError(f"`forecast` is {self.forecast}; give a number from 0 (reuse the last) to 1 (extrapolate).")
         if self.skipped_steps < 0:
             raise ValueError(f"`skipped_steps` is {self.skipped_steps}; give 0 (none) or more; refreshes always stay.")
+        if self.coarse_steps < 0:
+            raise ValueError(f"`coarse_steps` is {self.coarse_steps}; give 0 (none) or more.")
+        if self.speedup and not 1.0 <= self.speedup <= MAX_SPEEDUP:
+            raise ValueError(f"`speedup` is {self.speedup}; give a number from 1.0 (everything is computed) to {MAX_SPEEDUP}.")
         if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
             raise ValueError(
                 f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."
@@ -94,9 +105,10 @@ def plan_steps(
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
     warm = min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS)) if schedule.spaced else warmup
-    opens = min(max(first, warm), total)
+    coarse = max(0, min(schedule.coarse_steps, last, total - 1)) if first == 0 else 0
+    opens = min(max(first, warm, coarse + 1), total)
     closes = min(last, total - 1)
-    kinds = [StepKind.WARMUP] * opens
+    kinds = [StepKind.COARSE] * coarse + [StepKind.WARMUP] * (opens - coarse)
     before, full = opens - 2, opens - 1
     for length in _lengths(schedule, max(0, total - opens)):
         if len(kinds) >= total:
@@ -178,10 +190,12 @@ def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What a step costs, in dense steps: a selective one `fixed` + `kept` x keep ratio, a line through docs/benchmarks/cost.json."""
+    """What a step costs, in dense steps: a selective one `fixed` + `kept` x keep ratio, a line through docs/benchmarks/cost.json; a coarse
+    one its share of the tokens and of the text's rows that run along."""
 
     fixed: float = 0.059
     kept: float = 0.90
+    coarse: float = 0.28
 
     def selective(self, keep_ratio: float) -> float:
         """Cost of a selective step."""
@@ -190,7 +204,8 @@ class StepCosts:
 
 def predicted_share(plan: Sequence[StepKind], keep_ratio: float, costs: StepCosts | None = None) -> float:
     """Predicted time of a run relative to dense."""
-    share = {StepKind.SELECTIVE: (costs or StepCosts()).selective(keep_ratio), StepKind.SKIPPED: 0.0}
+    costs = costs or StepCosts()
+    share = {StepKind.SELECTIVE: costs.selective(keep_ratio), StepKind.SKIPPED: 0.0, StepKind.COARSE: costs.coarse}
     return sum(share.get(kind, 1.0) for kind in plan) / max(len(plan), 1)
 
 

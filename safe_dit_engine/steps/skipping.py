@@ -7,8 +7,9 @@ from functools import partial
 
 from torch import Tensor
 
+from .coarse import enlarge, with_detail
 from .forecast import Forecaster, weight_of
-from .plan import ScheduleConfig, reaches, trust
+from .plan import MAX_REFRESH_INTERVAL, ScheduleConfig, reaches, trust
 from .samplers import Sampler
 
 # After another prompt came in force, on the demo model with one, two and three steps in full (mean of 15 pictures): 25, 27 and 31 dB.
@@ -16,6 +17,8 @@ STEPS_AFTER_CHANGE = 3
 
 OTHERS_SKIP = "Another node or the sampler leaves out steps of its own, so none are skipped from there on."
 FAR_APART = "Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset."
+
+ANOTHER_PICTURE = "At this speed-up the picture is another one of the same prompt; for the same picture sooner, ask for less."
 
 
 class Skipping:
@@ -34,7 +37,8 @@ class Skipping:
         explain: Callable[[str, bool], None],
     ) -> None:
         self._sigmas, self._progress = sigmas, progress
-        self._interval, self._spaced = schedule.refresh_interval, schedule.spaced
+        self._interval, self._spaced = MAX_REFRESH_INTERVAL if schedule.speedup else schedule.refresh_interval, schedule.spaced
+        self._far_apart = ANOTHER_PICTURE if schedule.speedup else FAR_APART
         self._explain = explain
         self._new = partial(Forecaster, schedule.forecast if sampler.forecast else 0.0, schedule.corrector and sampler.corrector)
         self._forecaster = self._new()
@@ -71,7 +75,7 @@ class Skipping:
             self._explain(OTHERS_SKIP, True)
             return None
         if not reaches(self._progress, self._last_full or 0, step):
-            self._explain(FAR_APART, False)
+            self._explain(self._far_apart, False)
         self._last_skipped = step
         return self.stand_in(step, sigma)
 
@@ -91,6 +95,11 @@ class Skipping:
         believed = self._trust(step)
         self._last_full = step
         return self._forecaster.refreshed(prediction, sigma, self._weight(step, sigma), believed)
+
+    def enlarged(self, step: int, sigma: float, coarse: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the sampler is to get for a prediction `[B, C, h, w]` that was computed on a smaller picture than `size` (H, W)."""
+        last = self._forecaster.last
+        return self.refreshed(step, sigma, enlarge(coarse, size) if last is None else with_detail(coarse, last))
 
     def selected(self, step: int, sigma: float, prediction: Tensor, fresh: Tensor) -> Tensor:
         """What the sampler is to get for a prediction that was computed at pixels `fresh` (bool `[B, 1, H, W]`)."""

@@ -28,7 +28,7 @@ class Signal(str, Enum):
 class PartitionConfig:
     """How image tokens are split into sensitive and context.
 
-    `keep_ratio`: sensitive tokens / image tokens. `warmup_steps`: dense steps that collect evidence. `smoothing`: standard deviation of
+    `keep_ratio`: sensitive tokens / image tokens. `warmup_steps`: full steps that collect evidence. `smoothing`: standard deviation of
     the Gaussian over the token grid, in tokens. `painted`: mask `[B or 1, H, W]` in [0, 1] of any size; tokens under it (mean above one
     half) are always sensitive. `painting`: tokens painted on the map, uint8 `[h, w]` of any grid (painting.py); where the two disagree,
     the painting holds. `focus`: words of the prompt whose attention alone makes the map.

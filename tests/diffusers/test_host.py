@@ -405,12 +405,13 @@ def test_the_documentation_lists_every_family_preset_and_scheduler() -> None:
     assert {line.split("|")[2].strip(" `") for line in families.strip().splitlines()[2:]} == described
     assert all(f"| Accelerate, preset `{name}` | `apply(pipe, \"{name}\")` |" in text for name in PRESETS)
     for name, values in PRESETS.items():
-        numbers = (values.keep_ratio, values.refresh_interval, values.warmup_steps, values.skipped_steps, values.forecast)
-        yes = ("yes" if value else "no" for value in (values.early_refresh, values.corrector))
+        split, steps = values.partition, values.schedule
+        numbers = (split.keep_ratio, steps.refresh_interval, split.warmup_steps, steps.skipped_steps, steps.forecast)
+        yes = ("yes" if value else "no" for value in (steps.early_refresh, steps.corrector))
         assert f"| `{name}` | {' | '.join(map(str, (*numbers, *yes)))} |" in text
     assert all(f"`{name}`" in text for name in SCHEDULERS)
 
 
 def test_presets_are_those_of_the_node() -> None:
     for name, values in PRESETS.items():
-        assert preset(name).schedule == values.schedule() and preset(name).masks is MaskMode.ELIDE
+        assert preset(name).schedule == values.schedule and preset(name).masks is MaskMode.ELIDE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from safe_dit_engine.steps.budget import plan_run
 from safe_dit_engine.steps.levels import even_progress
-from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, plan_steps, predicted_share
+from safe_dit_engine.steps.plan import ScheduleConfig, StepCosts, predicted_share
 from safe_dit_engine.steps.samplers import Sampler
 from safe_dit_engine.tokens.painting import format_painting, kept_tokens, parse_painting, resize_painting
 
+COSTS = StepCosts()
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "plans.json"
 
 
@@ -31,16 +34,31 @@ def cases() -> list[dict[str, Any]]:
         schedule["spaced"] = index % 5 != 0
         keep = (0.1, 0.25, 1.0)[index % 3]
         sampler = {"skipped": (3, 0, 1, 2)[index // 4 % 4], "selective": index // 4 % 3, "reach": (1.0, 0.75)[index % 7 % 2]}
-        asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window}
+        schedule["coarse_steps"] = (0, 0, 0, 1, 5)[index % 5]
+        asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window, "coarse": index % 4 != 1}
         found.append({**asked, "keep_ratio": keep, "sampler": sampler})
+    return found + budgets(runs)
+
+
+def budgets(runs: list[tuple[float, ...]]) -> list[dict[str, Any]]:
+    """Plans by budget."""
+    found = []
+    samplers = ((3, 1, 1.0), (0, 0, 1.0), (1, 0, 0.6))
+    longer = [*runs, *(even_progress(total, 2) for total in (3, 4, 6, 9, 10, 16, 60))]
+    for run, speedup, (skipped, selective, reach) in itertools.product(longer, (1.0, 1.2, 1.35, 2.0, 3.0, 5.0, 6.0), samplers):
+        total = len(run) - 1
+        asked = {"progress": [round(level, 6) for level in run], "warmup": 4, "schedule": {"speedup": speedup}, "window": (0, total)}
+        sampler = {"skipped": skipped, "selective": selective, "reach": reach}
+        found.append({**asked, "keep_ratio": 1.0, "sampler": sampler, "coarse": (total + skipped) % 4 != 1})
     return found
 
 
 def solved(case: dict[str, Any]) -> dict[str, Any]:
     """A case with its plan, a letter a step, and its predicted share."""
-    schedule = Sampler(**case["sampler"]).limit(ScheduleConfig(**case["schedule"]))
-    plan = plan_steps(case["progress"], case["warmup"], schedule, tuple(case["window"]))
-    share = predicted_share(plan, case["keep_ratio"], StepCosts(0.058, 0.82))
+    sampler = Sampler(**case["sampler"])
+    schedule = sampler.limit(ScheduleConfig(**case["schedule"]))
+    plan = plan_run(case["progress"], case["warmup"], schedule, sampler, tuple(case["window"]), case["coarse"])
+    share = predicted_share(plan, case["keep_ratio"], COSTS)
     return {**case, "window": list(case["window"]), "plan": "".join(kind.letter for kind in plan), "share": round(share, 9)}
 
 
@@ -73,15 +91,15 @@ def letters(tokens: Any) -> str:
 def content() -> dict[str, Any]:
     """The whole fixture."""
     plans = [solved(case) for case in cases()]
-    return {"costs": {"fixed": 0.058, "kept": 0.82}, "cases": plans, "kept": kept_cases(), "paintings": paintings()}
+    return {"costs": dataclasses.asdict(COSTS), "cases": plans, "kept": kept_cases(), "paintings": paintings()}
 
 
 def test_the_fixture_is_what_the_rule_says() -> None:
     found = json.loads(FIXTURE.read_text(encoding="utf-8"))
-    assert found == content(), f"the rule changed: write {FIXTURE.name} anew with `python -m tests.engine.test_plan_fixture`"
+    assert found == content(), f"the rule changed: write {FIXTURE.name} anew with `python -m tests.steps.test_plan_fixture`"
 
 
-@pytest.mark.parametrize("letter", "wrs-")
+@pytest.mark.parametrize("letter", "wrsc-")
 def test_the_fixture_holds_every_kind(letter: str) -> None:
     assert any(letter in case["plan"] for case in json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"])
 

@@ -3,7 +3,8 @@
 import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, samplingAhead, setting, warn, wish, workflowId } from "./comfy.js";
 import { PALETTES } from "./paint.js";
 import { countsOf, keptTokens } from "./painting.js";
-import { isFull, limited, planSteps, predictedShare, usualProgress } from "./plan.js";
+import { USUAL_SAMPLER, planRun } from "./budget.js";
+import { isFull, predictedShare, usualProgress } from "./plan.js";
 import { Runs, keyOf } from "./runs.js";
 import { speak } from "./text.js";
 import { View } from "./view.js";
@@ -19,6 +20,7 @@ const COLOURS = "SafeDit.Colours";
 const PER_SECOND = "SafeDit.EventsPerSecond";
 const TOASTS = "SafeDit.Toasts";
 const CUSTOM = "custom";
+const SPEEDUP = "speedup";
 const USUAL_STEPS = 20;
 const SMALLEST = 240;
 
@@ -45,8 +47,8 @@ function predict(node, painting) {
   const seen = known.get(node);
   const exact = seen?.key === key && seen.levels.progress.length === total + 1 && seen.window === windowKey(values);
   const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
-  const { progress, window: allowed } = exact ? seen.levels : { progress: usualProgress(total), window };
-  const plan = planSteps(progress, values.warmup_steps, exact ? limited(values, seen.levels) : values, allowed);
+  const levels = exact ? seen.levels : { progress: usualProgress(total), window, coarse: true, ...USUAL_SAMPLER };
+  const plan = planRun(levels.progress, values.warmup_steps, values, levels, levels.window, levels.coarse, rule.costs);
   const keep = keptShare(values.keep_ratio, painting);
   const done = keep >= 1 ? plan.map((kind) => (isFull(kind) ? kind : "refresh")) : plan;
   return { plan: done, share: predictedShare(done, keep, rule.costs), steps, exact };
@@ -79,9 +81,10 @@ function valuesOf(node, names) {
 /** @param {any} node @returns {any} */
 function ofAccelerate(node) {
   const preset = effective(node, "preset");
-  const names = ["keep_ratio", "refresh_interval", "warmup_steps", "early_refresh", "skipped_steps"];
-  const values = preset === CUSTOM ? valuesOf(node, names) : rule?.presets[preset];
-  return values && { ...whole(values), start_percent: 0, end_percent: 1, spaced: preset !== CUSTOM };
+  const names = ["keep_ratio", "refresh_interval", "warmup_steps", "early_refresh", "skipped_steps", "coarse_steps"];
+  const speedup = preset === SPEEDUP ? valuesOf(node, [SPEEDUP]) : {};
+  const values = preset === CUSTOM ? valuesOf(node, names) : rule?.presets[preset === SPEEDUP ? "express" : preset];
+  return values && speedup && { ...whole({ ...values, ...speedup }), start_percent: 0, end_percent: 1 };
 }
 
 /** @param {any} node @returns {any} */
@@ -94,7 +97,7 @@ function ofSampler(node) {
 
 /** The classic slider hands out fractions where Python sees whole numbers. @param {Record<string, any>} values */
 function whole(values) {
-  const counts = ["refresh_interval", "warmup_steps", "skipped_steps"].map((name) => [name, Math.max(0, Math.floor(values[name]))]);
+  const counts = ["refresh_interval", "warmup_steps", "skipped_steps", "coarse_steps"].map((name) => [name, Math.max(0, Math.floor(values[name] ?? 0))]);
   const found = { ...values, ...Object.fromEntries(counts) };
   return { ...found, refresh_interval: Math.max(1, found.refresh_interval) };
 }

@@ -15,6 +15,7 @@ export const KIND_STYLE = {
   refresh: { height: 1, colour: "#e69f00" },
   selective: { height: 0.6, colour: "#56b4e9" },
   skipped: { height: 0.2, colour: "#009e73" },
+  coarse: { height: 0.4, colour: "#cc79a7" },
 };
 
 const DIMMED = 0.4;

@@ -2,13 +2,13 @@
 /** Which step does what, and what the run will cost: the rule of safe_dit_engine/steps/plan.py. tests/fixtures/plans.json pins both. */
 
 /**
- * @typedef {"warmup" | "refresh" | "selective" | "skipped"} Kind
- * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, early_refresh: boolean, skipped_steps: number, spaced?: boolean | number }} Schedule
- * @typedef {{ fixed: number, kept: number }} Costs
+ * @typedef {"warmup" | "refresh" | "selective" | "skipped" | "coarse"} Kind
+ * @typedef {{ refresh_interval: number, start_percent: number, end_percent: number, early_refresh: boolean, skipped_steps: number, spaced?: boolean | number, coarse_steps?: number, speedup?: number }} Schedule
+ * @typedef {{ fixed: number, kept: number, coarse: number }} Costs
  */
 
 /** @type {readonly Kind[]} */
-export const KINDS = ["warmup", "refresh", "selective", "skipped"];
+export const KINDS = ["warmup", "refresh", "selective", "skipped", "coarse"];
 
 /** Whether everything runs in a step. @param {Kind} kind */
 export const isFull = (kind) => kind === "warmup" || kind === "refresh";
@@ -30,11 +30,12 @@ const TINY = 1e-6;
 export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1]) {
   const total = progress.length - 1;
   const warm = schedule.spaced ? Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS)) : warmup;
-  const opens = Math.min(Math.max(window[0], warm), total);
+  const coarse = window[0] > 0 ? 0 : Math.max(0, Math.min(schedule.coarse_steps ?? 0, window[1], total - 1));
+  const opens = Math.min(Math.max(window[0], warm, coarse + 1), total);
   const closes = Math.min(window[1], total - 1);
   const interval = schedule.refresh_interval;
   /** @type {Kind[]} */
-  const kinds = Array(opens).fill("warmup");
+  const kinds = [...Array(coarse).fill("coarse"), ...Array(opens - coarse).fill("warmup")];
   const short = schedule.early_refresh ? Math.ceil((total - opens) / interval / 3) : 0;
   let [before, full] = [opens - 2, opens - 1];
   for (let index = 0; kinds.length < total; index += 1) {
@@ -79,7 +80,7 @@ function stepsBefore(progress, level) {
 }
 
 /** Whether the noise level falls into and out of a step. @param {readonly number[]} progress @param {number} step */
-function fallsThrough(progress, step) {
+export function fallsThrough(progress, step) {
   return step > 0 && step < progress.length - 1 && progress[step - 1] < progress[step] && progress[step] < progress[step + 1];
 }
 
@@ -118,7 +119,7 @@ function cycle(schedule, between) {
  */
 export function predictedShare(plan, keepRatio, costs) {
   const selective = Math.min(1, costs.fixed + costs.kept * keepRatio);
-  const cost = { warmup: 1, refresh: 1, selective, skipped: 0 };
+  const cost = { warmup: 1, refresh: 1, selective, skipped: 0, coarse: costs.coarse };
   return plan.reduce((sum, kind) => sum + cost[kind], 0) / Math.max(plan.length, 1);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,20 +38,20 @@ def start_run(
         latent,
         _window(config.schedule, sampling, levels),
         _memory_of(patcher.model),
-        progress=_progress(sampling, levels),
+        progress=[progress_of(*_parts(sampling, level)) for level in levels],
         sampler=find_sampler(name),
+        parts=partial(_parts, sampling),
     )
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
     return run
 
 
-def _progress(sampling: Any, levels: list[float]) -> list[float]:
-    """Progress at noise levels: the model's own sampling object is asked how much picture and noise a latent holds there."""
-    sigmas = torch.tensor(levels).view(-1, 1, 1, 1)
-    zeros, ones = torch.zeros_like(sigmas), torch.ones_like(sigmas)
-    parts = torch.stack((sampling.noise_scaling(sigmas, zeros, ones), sampling.noise_scaling(sigmas, ones, zeros)), dim=-1)
-    return [progress_of(*pair) for pair in parts.view(-1, 2).tolist()]
+def _parts(sampling: Any, level: float) -> tuple[float, float]:
+    """Picture and noise that a latent holds at a noise level: the model's own sampling object is asked."""
+    sigma = torch.tensor(level).view(1, 1, 1, 1)
+    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+    return float(sampling.noise_scaling(sigma, zero, one)), float(sampling.noise_scaling(sigma, one, zero))
 
 
 def _memory_of(base_model: Any) -> Memory:

@@ -17,12 +17,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...guidance import reweight
 from ...presets import SafeConfig
 from ...steps.samplers import PARTS
 from .calls import Executor, apply_model, sampling_of
+from .coarse import why_not_coarse
 from .conds import active_at
 from .sampler import RUN, SelectiveSampler, function_name
 from .sampling import Sampling
@@ -110,6 +112,7 @@ def _reweight_with(sampling: Sampling) -> Callable[[dict[str, Any]], Tensor]:
             return guided
         return reweight(guided, args["cond_denoised"], args["uncond_denoised"], args["cond_scale"], scales.to(guided))
 
+    post_cfg.safe_dit = True  # type: ignore[attr-defined]
     return post_cfg
 
 
@@ -126,6 +129,9 @@ def predict_noise(executor: Executor, x: Tensor, timestep: Tensor, model_options
     with run.evaluate(sigma, active_at(guider.conds, sigma), x.device) as evaluation:
         prediction = evaluation.skipped()
         if prediction is None:
+            smaller = evaluation.coarse(x, partial(why_not_coarse, guider, model_options, sigma))
+            if smaller is not None:
+                x, timestep = smaller[0], torch.full_like(timestep, smaller[1])
             prediction = evaluation.computed(executor(x, timestep, model_options, *args, **kwargs))
     sampling.step(run.report.evaluations[-1])
     return prediction

@@ -32,7 +32,7 @@ def preset(name: str) -> SafeConfig:
     """What the Accelerate node asks with a preset of this name; ValueError where there is none."""
     if name not in PRESETS:
         raise ValueError(f"There is no preset `{name}`; give one of {', '.join(PRESETS)}.")
-    return SafeConfig(masks=MaskMode.ELIDE, partition=PRESETS[name].partition(), schedule=PRESETS[name].schedule())
+    return SafeConfig(masks=MaskMode.ELIDE, partition=PRESETS[name].partition, schedule=PRESETS[name].schedule)
 
 
 def apply(pipe: Any, config: SafeConfig | str) -> Accelerated:

@@ -34,7 +34,7 @@ def start_run(
     asked, steps = config.schedule, len(levels) - 1
     window = (0, steps) if asked is None else (round(asked.start_percent * steps), round(asked.end_percent * steps))
     suiting = _suiting(config, scheduler)
-    run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels))
+    run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels), parts=None)
     schedule = suiting.schedule
     if asked is not None and schedule is not None and schedule.refresh_interval < asked.refresh_interval:
         run.note(NOT_LEFT_OUT.format(type(scheduler).__name__))

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { limited, measuredShare, planSteps, predictedShare } from "../../../web/js/plan.js";
+import { planRun } from "../../../web/js/budget.js";
+import { measuredShare, predictedShare } from "../../../web/js/plan.js";
 
 const fixture = JSON.parse(readFileSync(new URL("../../fixtures/plans.json", import.meta.url), "utf8"));
 
@@ -11,9 +12,9 @@ const letter = (kind) => (kind === "skipped" ? "-" : kind[0]);
 
 test("the plan and its cost are those of the engine", () => {
   assert.ok(fixture.cases.length > 500);
-  for (const { progress, warmup, schedule, window, keep_ratio, sampler, plan, share } of fixture.cases) {
-    const found = planSteps(progress, warmup, limited(schedule, sampler), window);
-    assert.equal(found.map(letter).join(""), plan, JSON.stringify({ progress, warmup, schedule, sampler, window }));
+  for (const { progress, warmup, schedule, window, keep_ratio, sampler, coarse, plan, share } of fixture.cases) {
+    const found = planRun(progress, warmup, schedule, sampler, window, coarse, fixture.costs);
+    assert.equal(found.map(letter).join(""), plan, JSON.stringify({ progress, warmup, schedule, sampler, window, coarse }));
     assert.ok(Math.abs(predictedShare(found, keep_ratio, fixture.costs) - share) < 1e-8);
   }
 });

@@ -1,0 +1,105 @@
+"""The plan that comes closest to a share of the work: full steps with skipped ones between them, and coarse steps first where these alone
+do not get there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from .plan import ScheduleConfig, StepCosts, StepKind, falls_through, plan_steps, predicted_share
+from .samplers import Sampler
+
+# Refresh interval, warm-up and early refresh of the plans that keep the picture, from the most work to the least.
+KEEPING = ((1, 1, False), (2, 8, False), (2, 4, False), (3, 6, True), (3, 4, True), (3, 2, True), (4, 2, True))
+# Up to this speed-up plans keep the picture, where steps are many.
+SAME_PICTURE = 2.5
+# A plan that keeps the picture is good enough where it computes at most so much more than was asked for, in steps.
+SLACK = 0.5
+# Coarse steps come before this progress, at most so many of them, and every second step there is skipped in long runs.
+LAYOUT = 0.16
+MOST_COARSE = 3
+# How far apart in progress full steps may lie, however little is to be computed.
+WIDEST = 0.4
+# Above 1: gaps between full steps grow.
+GROWTH = 1.15
+
+
+def plan_run(
+    progress: Sequence[float], warmup: int, schedule: ScheduleConfig, sampler: Sampler, window: tuple[int, int], coarse: bool
+) -> tuple[StepKind, ...]:
+    """The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps."""
+    if schedule.speedup:
+        return plan_budget(progress, schedule.speedup, sampler.reach, sampler.skipped, coarse, window)
+    return plan_steps(progress, warmup, schedule if coarse else replace(schedule, coarse_steps=0), window)
+
+
+def what_is_missed(plan: Sequence[StepKind], schedule: ScheduleConfig, why_full: str, no_coarse: str | None) -> Iterator[str]:
+    """Sentences on what `schedule` asks for and `plan` cannot do. `why_full`, `no_coarse`: why nothing is left out, and no step is coarse,
+    should that be so."""
+    if no_coarse is not None and (schedule.coarse_steps or schedule.speedup > SAME_PICTURE):
+        yield f"No step is coarse, because {no_coarse}."
+    reached = 1.0 / max(predicted_share(plan, 1.0), 1e-9)
+    if all(kind.full for kind in plan):
+        yield f"Every step is computed, so nothing is saved: {why_full}."
+    elif reached < 0.85 * schedule.speedup:
+        yield f"{schedule.speedup:g} times less was asked for; with this sampler and {len(plan)} steps it is {reached:.1f} times."
+
+
+def plan_budget(
+    progress: Sequence[float], speedup: float, reach: float, most_skipped: int, coarse: bool, window: tuple[int, int] | None = None
+) -> tuple[StepKind, ...]:
+    """The plan of a run between the noise levels `progress` that computes 1 / `speedup` of a full run.
+
+    `reach`, `most_skipped`: what the sampler bears (samplers.py). `coarse`: whether steps may run on a smaller picture. `window`: half-open
+    range of steps that need not be computed in full.
+    """
+    total = len(progress) - 1
+    window = window if window is not None else (0, total)
+    budget = total / speedup
+    plans = list(_keeping(progress, reach, most_skipped, window))
+    keeping = next((plan for plan in plans if _cost(plan) <= budget + SLACK), None)
+    if keeping is not None:
+        return keeping
+    if coarse and window == (0, total) and all(falls_through(progress, step) for step in range(1, total)):
+        plans.append(_coarse(progress, budget, most_skipped))
+    return min(plans, key=lambda plan: max(_cost(plan) - budget, 0.0))
+
+
+def _cost(plan: Sequence[StepKind]) -> float:
+    """In full steps; plans here have no selective ones."""
+    return predicted_share(plan, 1.0) * len(plan)
+
+
+def _keeping(progress: Sequence[float], reach: float, most_skipped: int, window: tuple[int, int]) -> Iterator[tuple[StepKind, ...]]:
+    for interval, warmup, early in KEEPING:
+        skipped = min(interval - 1, most_skipped)
+        config = ScheduleConfig(skipped + 1, early_refresh=early, skipped_steps=skipped, spaced=reach)
+        yield plan_steps(progress, warmup, config, window)
+
+
+def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tuple[StepKind, ...]:
+    """Coarse steps, then full ones with gaps that grow from the start; the last step is full."""
+    total = len(progress) - 1
+    layout = max(1, sum(level < LAYOUT for level in progress[: total - 1]))
+    coarse = _evenly(0, layout, layout if total < 10 or not most_skipped else MOST_COARSE)
+    rest = total - layout
+    fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6)
+    asked = math.floor(budget - len(coarse) * StepCosts().coarse + 0.5) if most_skipped else rest
+    full = min(rest, max(fewest, asked))
+    computed = {total - 1 - step for step in _growing(rest, full)}
+    first = min(computed)
+    return tuple(
+        StepKind.COARSE if step in coarse else StepKind.SKIPPED if step not in computed
+        else StepKind.WARMUP if step == first else StepKind.REFRESH for step in range(total)
+    )
+
+
+def _evenly(first: int, last: int, count: int) -> set[int]:
+    return {first + (last - first) * number // count for number in range(count)}
+
+
+def _growing(steps: int, count: int) -> set[int]:
+    """`count` of `steps`, counted from the last one, which is 0."""
+    places = [math.floor((steps - 1) * (1 - (number / max(count - 1, 1)) ** GROWTH) + 0.5) for number in range(count)] if count > 1 else [0]
+    return set(places)

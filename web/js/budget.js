@@ -1,0 +1,103 @@
+// @ts-check
+/** The plan that comes closest to a share of the work: the rule of safe_dit_engine/steps/budget.py. tests/fixtures/plans.json pins both. */
+import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
+
+/**
+ * @typedef {import("./plan.js").Kind} Kind
+ * @typedef {import("./plan.js").Schedule} Schedule
+ * @typedef {import("./plan.js").Costs} Costs
+ * @typedef {{ skipped: number, selective: number, reach: number }} Sampler
+ */
+
+/** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
+const KEEPING = [[1, 1, false], [2, 8, false], [2, 4, false], [3, 6, true], [3, 4, true], [3, 2, true], [4, 2, true]];
+const SLACK = 0.5;
+const LAYOUT = 0.16;
+const MOST_COARSE = 3;
+const WIDEST = 0.4;
+const GROWTH = 1.15;
+/** Of a sampler that is not known yet. @type {Sampler} */
+export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1 };
+
+/**
+ * The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps.
+ * @param {readonly number[]} progress
+ * @param {number} warmup
+ * @param {Schedule} schedule
+ * @param {Sampler} sampler
+ * @param {readonly [number, number]} window
+ * @param {boolean} coarse
+ * @param {Costs} costs
+ * @returns {Kind[]}
+ */
+export function planRun(progress, warmup, schedule, sampler, window, coarse, costs) {
+  if (schedule.speedup) return planBudget(progress, schedule.speedup, sampler, window, coarse, costs);
+  return planSteps(progress, warmup, limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler), window);
+}
+
+/**
+ * @param {readonly number[]} progress
+ * @param {number} speedup
+ * @param {Sampler} sampler
+ * @param {readonly [number, number]} window
+ * @param {boolean} coarse
+ * @param {Costs} costs
+ * @returns {Kind[]}
+ */
+function planBudget(progress, speedup, sampler, window, coarse, costs) {
+  const total = progress.length - 1;
+  const budget = total / speedup;
+  const cost = (/** @type {Kind[]} */ plan) => predictedShare(plan, 1, costs) * plan.length;
+  const plans = KEEPING.map(([interval, warmup, early]) => keeping(progress, interval, warmup, early, sampler, window));
+  const found = plans.find((plan) => cost(plan) <= budget + SLACK);
+  if (found) return found;
+  const falls = Array.from({ length: total - 1 }, (_, index) => fallsThrough(progress, index + 1)).every(Boolean);
+  if (coarse && window[0] === 0 && window[1] === total && falls) plans.push(coarsely(progress, budget, sampler.skipped, costs));
+  const over = (/** @type {Kind[]} */ plan) => Math.max(cost(plan) - budget, 0);
+  return plans.reduce((best, plan) => (over(plan) < over(best) ? plan : best));
+}
+
+/**
+ * @param {readonly number[]} progress
+ * @param {number} interval
+ * @param {number} warmup
+ * @param {boolean} early
+ * @param {Sampler} sampler
+ * @param {readonly [number, number]} window
+ */
+function keeping(progress, interval, warmup, early, sampler, window) {
+  const skipped = Math.min(interval - 1, sampler.skipped);
+  const schedule = { refresh_interval: skipped + 1, start_percent: 0, end_percent: 1, early_refresh: early, skipped_steps: skipped, spaced: sampler.reach };
+  return planSteps(progress, warmup, schedule, window);
+}
+
+/**
+ * Coarse steps, then full ones with gaps that grow from the start; the last step is full.
+ * @param {readonly number[]} progress
+ * @param {number} budget
+ * @param {number} skipped
+ * @param {Costs} costs
+ * @returns {Kind[]}
+ */
+function coarsely(progress, budget, skipped, costs) {
+  const total = progress.length - 1;
+  const layout = Math.max(1, progress.slice(0, total - 1).filter((level) => level < LAYOUT).length);
+  const count = total < 10 || !skipped ? layout : MOST_COARSE;
+  const coarse = new Set(Array.from({ length: count }, (_, number) => Math.floor((layout * number) / count)));
+  const rest = total - layout;
+  const fewest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6);
+  const asked = skipped ? Math.floor(budget - coarse.size * costs.coarse + 0.5) : rest;
+  const full = Math.min(rest, Math.max(fewest, asked));
+  const computed = Array.from({ length: full }, (_, number) => total - 1 - growing(rest, full, number));
+  const first = Math.min(...computed);
+  return Array.from({ length: total }, (_, step) => {
+    if (coarse.has(step)) return "coarse";
+    if (!computed.includes(step)) return "skipped";
+    return step === first ? "warmup" : "refresh";
+  });
+}
+
+/** Place of one of `count` steps among `steps`, counted from the last. @param {number} steps @param {number} count @param {number} number */
+function growing(steps, count, number) {
+  return count > 1 ? Math.floor((steps - 1) * (1 - (number / (count - 1)) ** GROWTH) + 0.5) : 0;
+}
