@@ -1,7 +1,7 @@
 """What a mask costs attention that does not need it: `python -m benchmarks masktax --out DIR`.
 
 Every way to write the same attention runs in turn, so that a slow moment of the machine hits all of them: without a mask, with masks that
-change nothing, with key padding, FlexAttention, and ours (`safe_dit_engine.attention.sdpa`) given the very same masks. Outputs are compared
+change nothing, with key padding, FlexAttention, and ours (`safe_dit_engine.masks.sdpa`) given the very same masks. Outputs are compared
 before anything is timed. Writes `masktax.json` (a row a method and one `summary` row a cell), `masktax.md` and `masktax.png`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import math
 import statistics
 import time
@@ -24,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from safe_dit_engine.cli.results import Row, environment, markdown_table, save
+from safe_dit_engine.cli.results import Row, environment, markdown_table
 from safe_dit_engine.masks.certify import MaskLedger
 from safe_dit_engine.masks.sdpa import AttentionOverride, kernel_of, sdpa
 
-log = logging.getLogger("safe_dit.bench")
+from .command import log, panels, parser_of, save
 
 Call = Callable[[], Tensor]
 Flex = Callable[[Tensor, Tensor, Tensor, Tensor], Call]
@@ -100,21 +99,19 @@ class Cell:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print the summary, write JSON, Markdown and plot."""
+    """Measure every cell in turn, write what is there after each, log the summary."""
     arguments = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
-    log.info(summary_table(run(arguments)))
+    machine, rows = environment(arguments.device), list[dict[str, Any]]()
+    for dtype, head_dim, tokens in itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens):
+        rows += measure(Cell(tokens, head_dim, dtype, arguments.heads, arguments.device), arguments)
+        publish(arguments.out, machine, rows)
+    log.info(summary_table(rows))
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks masktax", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output") / NAME)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--small", action="store_true", help="1,024 and 4,096 tokens, head dims 64 and 72, one dtype")
-    parser.add_argument("--seed", type=int, default=0, help="of queries, keys and values")
+    parser = parser_of(NAME, __doc__, "1,024 and 4,096 tokens, head dims 64 and 72, one dtype", "of queries, keys and values")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 72, 80, 128])
     parser.add_argument("--heads", type=int, default=8)
@@ -128,16 +125,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.small:
         arguments.tokens, arguments.head_dims, arguments.dtypes = [1024, 4096], [64, 72], arguments.dtypes[:1]
     return arguments
-
-
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every cell in turn; what is there so far is published after each."""
-    machine = environment(arguments.device)
-    rows: list[dict[str, Any]] = []
-    for dtype, head_dim, tokens in itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens):
-        rows += measure(Cell(tokens, head_dim, dtype, arguments.heads, arguments.device), arguments)
-        publish(arguments.out, machine, rows)
-    return rows
 
 
 # One cell
@@ -313,22 +300,17 @@ def timings(calls: Mapping[str, Call], device: str, rounds: int) -> Times:
 
 
 def _seconds(call: Call, device: str, repeats: int) -> float:
-    if device == "cuda":
-        return _cuda_seconds(call, repeats)
-    started = time.perf_counter()
+    """Of one call; samples are so long that waiting for a GPU at their ends does not show."""
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    started = now()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - started) / repeats
-
-
-def _cuda_seconds(call: Call, repeats: int) -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(repeats):
-        call()
-    last.record()
-    torch.cuda.synchronize()
-    return float(first.elapsed_time(last)) / 1000 / repeats
+    return (now() - started) / repeats
 
 
 # Rows
@@ -382,26 +364,24 @@ def publish(folder: Path, machine: Row, rows: Sequence[Row]) -> None:
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """Masked over ours against the number of tokens and, where memory is known, what a call allocates."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     known = [row for row in rows if row.get("peak_bytes") is not None]
-    figure, panels = pyplot.subplots(1, 2 if known else 1, figsize=(14 if known else 7, 5.5), squeeze=False)
-    summaries = [row for row in rows if row.get("masked_over_ours") is not None]
-    _lines(panels[0][0], summaries, "masked_over_ours", "-", "")
-    panels[0][0].axhline(1.0, color="black", linewidth=0.8)
-    panels[0][0].set(ylabel="time with an all-True mask / ours")
-    if known:
-        for method, style in (("redundant_bool", "-"), ("ours_redundant", "--")):
-            _lines(panels[0][1], [row for row in known if row["method"] == method], "peak_bytes", style, f", {method}")
-        panels[0][1].set(ylabel="bytes allocated by one call", yscale="log")
-    for panel in panels[0]:
-        _finish(panel, sorted({row["tokens"] for row in rows}))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with panels(path, 1, 2 if known else 1, 7, 5.5) as axes:
+        of_time, *of_memory = axes[0]
+        _lines(of_time, [row for row in rows if row.get("masked_over_ours") is not None], "masked_over_ours", "-", "")
+        of_time.axhline(1.0, color="black", linewidth=0.8)
+        of_time.set(ylabel="time with an all-True mask / ours")
+        for panel in of_memory:
+            for method, style in (("redundant_bool", "-"), ("ours_redundant", "--")):
+                _lines(panel, [row for row in known if row["method"] == method], "peak_bytes", style, f", {method}")
+            panel.set(ylabel="bytes allocated by one call", yscale="log")
+        tokens = sorted({row["tokens"] for row in rows})
+        for panel in axes[0]:
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(tokens, [f"{count:,}" for count in tokens])
+            panel.set_xlabel("tokens")
+            panel.grid(alpha=0.3)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(fontsize=8)
 
 
 def _lines(panel: Any, rows: Sequence[Row], value: str, style: str, suffix: str) -> None:
@@ -410,12 +390,3 @@ def _lines(panel: Any, rows: Sequence[Row], value: str, style: str, suffix: str)
     for index, (head_dim, dtype) in enumerate(kinds):
         points = sorted((row["tokens"], row[value]) for row in rows if (row["head_dim"], row["dtype"]) == (head_dim, dtype))
         panel.plot(*zip(*points), style, marker="o", color=f"C{index}", label=f"head dim {head_dim}, {dtype}{suffix}")
-
-
-def _finish(panel: Any, tokens: Sequence[int]) -> None:
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(tokens, [f"{count:,}" for count in tokens])
-    panel.set_xlabel("tokens")
-    panel.grid(alpha=0.3)
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=8)

@@ -6,9 +6,7 @@ and the simple rival, dense with as many steps as fit into SAFE-Core's time. Pic
 
 from __future__ import annotations
 
-import argparse
 import io
-import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,25 +18,24 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from devtools.server import PACK_ROOT, ComfyServer, RunResult
-from safe_dit_engine.cli.results import environment, markdown_table, psnr_db, save, ssim
+from safe_dit_engine.cli.results import environment, markdown_table, psnr_db
 
+from ..command import log, parser_of, save
 from ..demo_model.oracle import oracle_score
 from ..demo_model.scenes import Scene, held_out_scenes
-from ..measure.closeness import objects_psnr
+from ..measure.closeness import objects_psnr, ssim
 from .workflows import Prompt, bypassed, changed, feeding, find, load_prompt
 
-log = logging.getLogger("safe_dit")
-
-NAMES = ("dense", "safe_core", "safe_sw", "fewer_steps")
 TITLES = {"dense": "dense", "safe_core": "SAFE-Core", "safe_sw": "SAFE+SW", "fewer_steps": "fewer steps"}
 COLUMNS = ("name", "steps", "sampling_seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score")
 FIRST_SCENE = 1000  # apart from the scenes other benches look at
+WARM_UP_ROUNDS = 3
 TILE = 256
 
 
 @dataclass
-class Method:
-    """One of the four runs: its prompt, the nodes to read, and what was seen."""
+class Way:
+    """One of the four ways to run a prompt: the prompt, the sampler's node, and what was seen."""
 
     name: str
     prompt: Prompt
@@ -48,47 +45,62 @@ class Method:
     shares: list[float] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)
 
+    def run(self, server: ComfyServer, caption: str, seed: int) -> RunResult:
+        """A caption through the server; notes seconds, share of rows and the picture."""
+        result = server.run(self._with(caption, seed))
+        self.seconds.append(result.node_seconds[self.sampler])
+        records = result.output(find(self.prompt, "SafeDitReport")).get("safe_dit", [])
+        self.shares.append(float(records[0]["rows_computed_share"]) if records and records[0] else 1.0)
+        self.pictures.append(picture_of(server, result, find(self.prompt, "SaveImage")))
+        return result
+
+    def _with(self, caption: str, seed: int) -> Prompt:
+        prompt, sampler = self.prompt, self.sampler
+        if prompt[sampler]["class_type"] == "KSampler":
+            return changed(prompt, {feeding(prompt, sampler, "positive"): {"text": caption}, sampler: {"seed": seed}})
+        guider, noise = feeding(prompt, sampler, "guider"), feeding(prompt, sampler, "noise")
+        return changed(prompt, {feeding(prompt, guider, "positive"): {"text": caption}, noise: {"noise_seed": seed}})
+
 
 def main(argv: Sequence[str]) -> int:
     """Run, write pictures, sheet and report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks showcase", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output/demo"))
+    parser = parser_of("showcase", __doc__, "2 prompts, 256 px")
+    parser.set_defaults(out=Path("output/demo"))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    scenes = held_out_scenes(arguments.prompts, FIRST_SCENE)
+    count, size = (2, 256) if arguments.small else (arguments.prompts, arguments.size)
+    scenes = held_out_scenes(count, FIRST_SCENE)
     # ComfyUI's default attention on the CPU is slower and would flatter us.
-    with ComfyServer(extra_args=["--use-pytorch-cross-attention"]) as server:
-        log.info("ComfyUI is up; %d prompts at %d x %d, %d steps.", len(scenes), arguments.size, arguments.size, arguments.steps)
-        methods, maps = sample_all(server, scenes, arguments.size, arguments.steps)
+    with ComfyServer(cpu=arguments.device == "cpu", extra_args=["--use-pytorch-cross-attention"]) as server:
+        log.info("ComfyUI is up; %d prompts at %d x %d, %d steps.", count, size, size, arguments.steps)
+        ways, maps = sample_all(server, scenes, size, arguments.steps, arguments.seed)
         version = server.get_json("/system_stats")["system"]["comfyui_version"]
-    runs = [summary(method, methods[0], scenes) for method in methods]
-    result = {"environment": environment(comfyui=version), "resolution": [arguments.size] * 2, "prompts": len(scenes), "runs": runs}
-    table = markdown_table(runs, COLUMNS)
-    save(arguments.out, "report", result, table)
-    save_pictures(arguments.out, methods, maps, scenes)
+    runs = [summary(way, ways[0], scenes) for way in ways]
+    machine, table = environment(arguments.device, comfyui=version), markdown_table(runs, COLUMNS)
+    save(arguments.out, "report", {"environment": machine, "resolution": f"{size}x{size}", "prompts": count, "runs": runs}, table)
+    save_pictures(arguments.out, ways, maps, scenes)
     log.info("%s\nPictures, sheet.png and report.json are in %s", table, arguments.out)
     return 0
 
 
-def sample_all(server: ComfyServer, scenes: list[Scene], size: int, steps: int) -> tuple[list[Method], list[np.ndarray]]:
+def sample_all(server: ComfyServer, scenes: list[Scene], size: int, steps: int, first_seed: int) -> tuple[list[Way], list[np.ndarray]]:
     """All runs of all prompts, and the token maps of SAFE-Core."""
-    methods = make_methods(server, size, steps)
-    warm_up(server, methods)
+    ways = ways_of(server, size, steps)
+    warm_up(server, ways)
     maps = []
-    for seed, scene in enumerate(scenes):
-        for method in methods:
-            result = run_once(server, method, scene.caption, seed)
-            if method.name == "safe_core":
-                maps.append(picture_of(server, result, find(method.prompt, "PreviewImage")))
-        log.info("%d of %d: %s", seed + 1, len(scenes), scene.caption)
-    return methods, maps
+    for number, scene in enumerate(scenes):
+        for way in ways:
+            result = way.run(server, scene.caption, first_seed + number)
+            if way.name == "safe_core":
+                maps.append(picture_of(server, result, find(way.prompt, "PreviewImage")))
+        log.info("%d of %d: %s", number + 1, len(scenes), scene.caption)
+    return ways, maps
 
 
-def make_methods(server: ComfyServer, size: int, steps: int) -> list[Method]:
-    """The four runs, from the shipped workflow files."""
+def ways_of(server: ComfyServer, size: int, steps: int) -> list[Way]:
+    """The four ways, from the shipped workflow files."""
     info = server.get_json("/object_info")
     quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
     sampler, scheduler = find(quick, "KSampler"), find(four, "BasicScheduler")
@@ -97,45 +109,25 @@ def make_methods(server: ComfyServer, size: int, steps: int) -> list[Method]:
     four = changed(four, {find(four, "EmptySD3LatentImage"): size_of, scheduler: {"steps": steps}})
     dense = bypassed(quick, find(quick, "SafeDitAccelerate"))
     return [
-        Method("dense", dense, sampler, steps),
-        Method("safe_core", quick, sampler, steps),
-        Method("safe_sw", four, find(four, "SamplerCustomAdvanced"), steps),
-        Method("fewer_steps", dense, sampler, steps),
+        Way("dense", dense, sampler, steps),
+        Way("safe_core", quick, sampler, steps),
+        Way("safe_sw", four, find(four, "SamplerCustomAdvanced"), steps),
+        Way("fewer_steps", dense, sampler, steps),
     ]
 
 
-def warm_up(server: ComfyServer, methods: list[Method], rounds: int = 3) -> None:
+def warm_up(server: ComfyServer, ways: list[Way]) -> None:
     """Load everything, and find the number of dense steps that fits into SAFE-Core's time (rounded up, in the rival's favour)."""
-    dense, core, _, fewer = methods
+    dense, core, _, fewer = ways
     caption = held_out_scenes(1, FIRST_SCENE - 1)[0].caption
-    for seed in range(rounds):
-        for method in methods[:3]:
-            run_once(server, method, caption, seed)
+    for seed in range(WARM_UP_ROUNDS):
+        for way in ways[:3]:
+            way.run(server, caption, seed)
     share = statistics.median(core.seconds[1:]) / statistics.median(dense.seconds[1:])
     fewer.steps = min(dense.steps, math.ceil(share * dense.steps))
     fewer.prompt = changed(dense.prompt, {dense.sampler: {"steps": fewer.steps}})
-    for method in methods:
-        method.seconds, method.shares, method.pictures = [], [], []
-
-
-def run_once(server: ComfyServer, method: Method, caption: str, seed: int) -> RunResult:
-    """One prompt through the server; notes seconds, share of rows and the picture."""
-    result = server.run(with_caption(method, caption, seed))
-    method.seconds.append(result.node_seconds[method.sampler])
-    records = result.output(find(method.prompt, "SafeDitReport")).get("safe_dit", [])
-    method.shares.append(float(records[0]["rows_computed_share"]) if records and records[0] else 1.0)
-    method.pictures.append(picture_of(server, result, find(method.prompt, "SaveImage")))
-    return result
-
-
-def with_caption(method: Method, caption: str, seed: int) -> Prompt:
-    """The method's prompt for a caption and a seed."""
-    prompt, sampler = method.prompt, method.sampler
-    if prompt[sampler]["class_type"] == "KSampler":
-        positive = feeding(prompt, sampler, "positive")
-        return changed(prompt, {positive: {"text": caption}, sampler: {"seed": seed}})
-    guider, noise = feeding(prompt, sampler, "guider"), feeding(prompt, sampler, "noise")
-    return changed(prompt, {feeding(prompt, guider, "positive"): {"text": caption}, noise: {"noise_seed": seed}})
+    for way in ways:
+        way.seconds, way.shares, way.pictures = [], [], []
 
 
 def picture_of(server: ComfyServer, result: RunResult, node_id: str) -> np.ndarray:
@@ -145,28 +137,27 @@ def picture_of(server: ComfyServer, result: RunResult, node_id: str) -> np.ndarr
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255.0
 
 
-def summary(method: Method, dense: Method, scenes: list[Scene]) -> dict[str, Any]:
+def summary(way: Way, dense: Way, scenes: list[Scene]) -> dict[str, Any]:
     """One row of the report: medians of time, means of the rest."""
-    pairs = list(zip(method.pictures, dense.pictures, strict=True))
-    reference = method is dense
-    judged = [oracle_score(picture, scene) for picture, scene in zip(method.pictures, scenes, strict=True)]
-    inside = [objects_psnr(picture, target, scene) for (picture, target), scene in zip(pairs, scenes, strict=True)]
+    pairs = list(zip(way.pictures, dense.pictures, strict=True))
+    reference = way is dense
+    inside = [objects_psnr(*pair, scene) for pair, scene in zip(pairs, scenes, strict=True)]
     return {
-        "name": method.name,
-        "steps": method.steps,
-        "sampling_seconds": statistics.median(method.seconds),
-        "speedup": statistics.median(dense.seconds) / statistics.median(method.seconds),
-        "rows_computed_share": statistics.mean(method.shares) * method.steps / dense.steps,
+        "name": way.name,
+        "steps": way.steps,
+        "sampling_seconds": statistics.median(way.seconds),
+        "speedup": statistics.median(dense.seconds) / statistics.median(way.seconds),
+        "rows_computed_share": statistics.mean(way.shares) * way.steps / dense.steps,
         "psnr_db": None if reference else statistics.mean(psnr_db(*pair) for pair in pairs),
         "psnr_db_objects": None if reference else statistics.mean(inside),
         "ssim": 1.0 if reference else statistics.mean(ssim(*pair) for pair in pairs),
-        "oracle_score": statistics.mean(judged),
+        "oracle_score": statistics.mean(oracle_score(picture, scene) for (picture, _), scene in zip(pairs, scenes, strict=True)),
     }
 
 
-def save_pictures(folder: Path, methods: list[Method], maps: list[np.ndarray], scenes: list[Scene]) -> None:
+def save_pictures(folder: Path, ways: list[Way], maps: list[np.ndarray], scenes: list[Scene]) -> None:
     """Every picture on its own, and all side by side with the token map."""
-    columns = [(TITLES[method.name], method.pictures) for method in methods] + [("token map", maps)]
+    columns = [(TITLES[way.name], way.pictures) for way in ways] + [("token map", maps)]
     sheet = Image.new("RGB", (TILE * len(columns), (TILE + 18) * len(scenes) + 18), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (title, pictures) in enumerate(columns):

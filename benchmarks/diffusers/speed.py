@@ -8,47 +8,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from safe_dit_engine.cli.results import environment, markdown_table, save
-from safe_dit_engine.guidance import GuidanceConfig
-from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
-from safe_dit_engine.masks.certify import MaskMode
-from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.cli.results import environment, markdown_table
 
-from ..comfy.peers import preset_text
-from ..measure.in_turn import Unsupported
-from ..measure.journal import SAME_MACHINE
-from .caches import cache_dit
-from .fidelity import in_proportion
+from ..command import log, parser_of, save
+from ..measure.in_turn import Journal, OutOfMemory, Unsupported, make_in_turn
+from ..measure.methods import Method, named
 from .models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, subject_of
-from .peers import Peer, defaults
-from .speed_figures import BASELINES, CELL, COMPARED, Row, compared, completed, identity, judged, raw
-from .speed_meter import Cell, Enable, Sample, release, sample
-from .speed_plot import plot
-
-log = logging.getLogger("safe_dit.bench")
-
-Publish = Callable[[], object]
+from .peers import CACHE_DITS, IN_PROPORTION, defaults, ours, unchanged, with_first_blocks
+from .speed_figures import BASELINES, COMPARED, Row, compared, fidelity_of, figures_of, plot
+from .speed_meter import Sample, release, sample
 
 NAME = "speed"
 SIZES, SMALL_SIZES = [1024, 1536, 2048, 2560, 3072], [768]
 # In a first picture of this size each method loads its kernels, and MagCache learns its ratios.
 WARM_UP_SIZE = 256
 OUT_OF_MEMORY = "out of memory"
-# What computes its first 8 blocks would compute the whole demo model.
-IN_PROPORTION = {peer.name: peer.setting for peer in in_proportion()}
 FIDELITY = Path(__file__).parents[2] / "docs" / "benchmarks" / "diffusers-fidelity.json"
 COLUMNS = (
     "model", "resolution", "steps", "method", "setting", "rounds", "seconds", "transformer_seconds", "over_dense", "over_fast_path",
@@ -72,51 +55,49 @@ the same share of the blocks, one at least."""
 NO_GPU = "On a GPU, in true sizes: not measured."
 
 
-@dataclass(frozen=True)
-class Method:
-    """One setting of one method. `judged_as`: its setting in the fidelity measurement, where the text here is another."""
+class TimeIsUp(Exception):
+    """The next picture might end too late."""
 
-    name: str
-    setting: str
-    enable: Enable
-    judged_as: str = ""
+
+@dataclass(frozen=True)
+class Cell:
+    """What the rows of one comparison share."""
+
+    model: str
+    size: int
+    steps: int
+    small: bool
+    dtype: str
+    seed: int
+
+    def described(self) -> Row:
+        """What every row says of it."""
+        said = {key: value for key, value in asdict(self).items() if key != "size"}
+        return {"model": self.model, "resolution": f"{self.size}x{self.size}", **said}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One picture of every method."""
+
+    number: int
+
+    @property
+    def key(self) -> tuple[int]:
+        """What tells it from others."""
+        return (self.number,)
 
 
 def methods_of(model: SpeedModel, small: bool) -> list[Method]:
     """Both baselines, ours, and every peer at its default."""
-    return [
-        Method("dense", "as shipped", lambda pipe: nullcontext(), judged_as="all steps"),
-        configured("dense_fast_path", "without masks that change nothing", SafeConfig(masks=MaskMode.ELIDE)),
-        *(configured("paper" if name == "paper" else "ours", preset_text(name, PRESETS[name]), preset(name)) for name in PRESETS),
-        configured("safe_sw", preset_text(DEFAULT_PRESET, PRESETS[DEFAULT_PRESET]), guided()),
-        *(scaled(peer, model) if small else at_default(peer) for peer in defaults()),
-    ]
-
-
-def configured(name: str, setting: str, config: SafeConfig) -> Method:
-    """A method of ours."""
-    return Method(name, setting, partial(apply, config=config))
-
-
-def guided() -> SafeConfig:
-    """The default preset with sensitivity-weighted guidance."""
-    return replace(preset(DEFAULT_PRESET), guidance=GuidanceConfig())
-
-
-def at_default(peer: Peer) -> Method:
-    """A peer as it is."""
-    return Method(peer.name, peer.setting, peer.enable, IN_PROPORTION.get(peer.name, ""))
-
-
-def scaled(peer: Peer, model: SpeedModel) -> Method:
-    """A peer beside a small model: cache-dit's first blocks are cut down with the blocks, or nothing would be left to be cached."""
-    orders = {"cache_dit": 0, "cache_dit_taylorseer": 1}
-    if peer.name not in orders:
-        return at_default(peer)
-    first = max(1, round(8 * depth_of(model.scaled_down()) / depth_of(model)))
-    values = {"Fn_compute_blocks": first}
-    setting = f"default, scaled: {first} of {depth_of(model.scaled_down())} blocks first, warm-up 8, threshold 0.08"
-    return Method(peer.name, setting, partial(cache_dit, values, orders[peer.name]), judged_as=IN_PROPORTION[peer.name])
+    peers = [replace(peer, judged_as=IN_PROPORTION) if peer.name in CACHE_DITS else peer for peer in defaults()]
+    if small:
+        # cache-dit's first blocks are cut down with the blocks, or nothing would be left to be cached.
+        blocks = depth_of(model.scaled_down())
+        first = max(1, round(8 * blocks / depth_of(model)))
+        setting = f"default, scaled: {first} of {blocks} blocks first, warm-up 8, threshold 0.08"
+        peers = with_first_blocks(first, setting, IN_PROPORTION) + [peer for peer in peers if peer.name not in CACHE_DITS]
+    return [Method("dense", "as shipped", unchanged, judged_as="all steps"), *ours(), *peers]
 
 
 def depth_of(model: SpeedModel) -> int:
@@ -128,22 +109,16 @@ def depth_of(model: SpeedModel) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print the comparison, write JSON, Markdown and plot."""
-    arguments = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
-    log.info(markdown_table(compared(run(arguments)), COMPARED))
+    """Measure, log the comparison, write JSON, Markdown and plot."""
+    run(parse(argv))
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output") / NAME)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--small", action="store_true", help="the same architectures scaled down, float32, 768 px")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", type=names_of(MODELS), default=list(MODELS), help=f"of {','.join(MODELS)}")
+    parser = parser_of(NAME, __doc__, "the same architectures scaled down, float32, 768 px", "of weights, prompts and noise")
+    parser.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", type=models_of, default=list(MODELS), help=f"of {','.join(MODELS)}")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[], help="only these, and both baselines")
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="edges in pixels; multiples of 16")
     parser.add_argument("--steps", type=int, help="instead of each model's usual number")
@@ -156,39 +131,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """A reader of names with commas between them."""
-    allowed = list(known)
-
-    def models(text: str) -> list[str]:
-        missing = [name for name in text.split(",") if name not in allowed]
-        if missing:
-            raise argparse.ArgumentTypeError(f"`{missing[0]}` is no model; give some of {', '.join(allowed)}, with commas between them.")
-        return text.split(",")
-
-    return models
+def models_of(text: str) -> list[str]:
+    """Names of models with commas between them."""
+    missing = [name for name in text.split(",") if name not in MODELS]
+    if missing:
+        raise argparse.ArgumentTypeError(f"`{missing[0]}` is no model; give some of {', '.join(MODELS)}, with commas between them.")
+    return text.split(",")
 
 
 def run(arguments: argparse.Namespace) -> list[Row]:
-    """Every cell in turn; what is there so far is written after each picture, and drawn after each model."""
-    import diffusers
-
-    machine = environment(arguments.device, diffusers=diffusers.__version__)
-    rows = kept_rows(arguments.out / f"{NAME}.json", machine) if arguments.resume else []
-    deadline = Deadline(arguments.minutes)
+    """Every cell in turn; what is there so far is written after each, and drawn after each model."""
+    speed, rows, comparison = Speed(arguments), list[Row](), list[Row]()
     for name in arguments.models:
-        model = MODELS[name]
-        pending = entries(arguments, model, rows)
-        if any(not entry.is_done(rounds_of(arguments, model)) for entry in pending) and not deadline.is_near():
-            measure_model(arguments, model, pending, deadline, partial(publish, arguments, machine, rows))
-        draw(arguments.out / f"{NAME}.png", publish(arguments, machine, rows))
-    return completed(rows, judged(arguments.fidelity))
-
-
-def rounds_of(arguments: argparse.Namespace, model: SpeedModel) -> int:
-    """How often each picture is made."""
-    usual = 3 if not arguments.small else 2 if model is LUMINA_NEXT else 1
-    return arguments.rounds if arguments.rounds is not None else usual
+        with suppress(TimeIsUp):
+            speed.measure(MODELS[name])
+        rows, comparison = speed.publish()
+        if any(row["rounds"] for row in rows):
+            plot(arguments.out / f"{NAME}.png", [row for row in rows if row["rounds"]])
+    log.info(markdown_table(comparison, COMPARED))
+    return rows
 
 
 @dataclass
@@ -206,97 +167,91 @@ class Deadline:
         return self.minutes is not None and time.perf_counter() - self._started + self.slowest > 60.0 * self.minutes
 
 
-# Rows
+# Measuring
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A method, where it is measured, and the row its samples go to."""
+class Speed:
+    """A measurement: what was asked and is known of every cell, and what does not run."""
 
-    method: Method
-    cell: Cell
-    row: Row
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import diffusers
 
-    def is_done(self, rounds: int) -> bool:
-        """Whether nothing is left to measure."""
-        return self.row["skipped"] is not None or len(self.row["samples"]) >= rounds
+        self.arguments = arguments
+        self.machine = environment(arguments.device, diffusers=diffusers.__version__)
+        self.journal = Journal(arguments.out / f"{NAME}.jsonl", self.machine, arguments.resume)
+        self.deadline = Deadline(arguments.minutes)
+        # Made once: what MagCache learns stays with its list.
+        self.methods = {name: methods_of(model, arguments.small) for name, model in MODELS.items()}
+        self.asked: dict[Cell, list[Method]] = {}
+        self.refused: dict[Cell, dict[Method, str]] = {}
+
+    def measure(self, model: SpeedModel) -> None:
+        """All cells of a model, the small ones first, until nothing is left; TimeIsUp where time is up."""
+        asked, methods = self.arguments, self.methods[model.name]
+        wanted = named(methods, [*asked.methods, *BASELINES] if asked.methods else [])
+        fixed = (asked.steps or model.steps, asked.small, str(dtype_of(asked)), asked.seed)
+        cells = [Cell(model.name, size, *fixed) for size in sorted(asked.sizes)]
+        self.asked |= dict.fromkeys(cells, wanted)
+        rounds = [Round(number) for number in range(rounds_of(asked, model))]
+        missing = [cell for cell in cells if not self._is_done(cell, rounds)]
+        if not missing or self.deadline.is_near():
+            return
+        subject = built(model.scaled_down() if asked.small else model, asked)
+        for cell in missing:
+            self.deadline.slowest = 0.0
+            make, warm_up = partial(self.attempt, subject), replace(cell, size=min(WARM_UP_SIZE, cell.size))
+            self.refused[cell] = make_in_turn(make, lambda found, *_: asdict(found), wanted, cell, rounds, self.journal, warm_up)
+            self.publish()
+        del subject, make
+        release(asked.device)
+
+    def _is_done(self, cell: Cell, rounds: Sequence[Round]) -> bool:
+        known = self.journal
+        return all(known.get(method, cell) or not rounds or known.get(method, cell, rounds[-1]) for method in self.asked[cell])
+
+    def attempt(self, subject: Subject | None, method: Method, cell: Cell, _: Round) -> Sample:
+        """A picture; Unsupported says in one sentence why there is none."""
+        if self.deadline.is_near():
+            raise TimeIsUp
+        if subject is None:
+            raise OutOfMemory(OUT_OF_MEMORY)
+        try:
+            found = sample(subject, method.change, cell.size, cell.steps, cell.seed)
+        except torch.OutOfMemoryError:
+            raise OutOfMemory(OUT_OF_MEMORY) from None
+        except ValueError as error:
+            raise Unsupported(str(error)) from error
+        self.deadline.slowest = max(self.deadline.slowest, found.seconds)
+        return found
+
+    def publish(self) -> tuple[list[Row], list[Row]]:
+        """Write JSON and tables; the rows, of what was asked for and of what is known from earlier runs, and the comparison."""
+        path, rows, comparison = self.arguments.fidelity, list[Row](), list[Row]()
+        fidelity: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        for cell in dict.fromkeys([*(Cell(*key[2:8]) for key in self.journal.keys()), *self.asked]):
+            refused, asked = self.refused.get(cell, {}), self.asked.get(cell, [])
+            known = {method: self.journal.records(method, cell) for method in self.methods[cell.model]}
+            known = {method: samples for method, samples in known.items() if samples or method in asked or self.journal.get(method, cell)}
+            found = []
+            for method, samples in known.items():
+                figures = figures_of(samples, known, cell.size, cell.steps) | fidelity_of(method, cell.steps, fidelity)
+                why = (self.journal.get(method, cell) or {}).get("skipped", refused.get(method))
+                found.append({**cell.described(), "method": method.name, "setting": method.setting, **figures, "skipped": why})
+            rows, comparison = rows + found, comparison + compared(found, known)
+        page = page_of(self.arguments, rows, comparison)
+        save(self.arguments.out, NAME, {"environment": self.machine, "rows": rows, "comparison": comparison}, page)
+        return rows, comparison
 
 
-def entries(arguments: argparse.Namespace, model: SpeedModel, rows: list[Row]) -> list[Entry]:
-    """Everything that is asked of a model; rows that are not there yet are added."""
-    steps, dtype = arguments.steps or model.steps, str(dtype_of(arguments))
-    found = []
-    for size in arguments.sizes:
-        fixed = dict(zip(CELL, (model.name, f"{size}x{size}", steps, arguments.small, dtype, arguments.seed), strict=True))
-        for method in asked(methods_of(model, arguments.small), arguments.methods):
-            row = {**fixed, "method": method.name, "setting": method.setting, "judged_as": method.judged_as or method.setting}
-            found.append(Entry(method, Cell(size, steps, arguments.seed), known_row(rows, row)))
-    return found
-
-
-def asked(methods: Sequence[Method], names: Sequence[str]) -> list[Method]:
-    """The methods with one of these names, or all, and both baselines; ValueError where a name is unknown."""
-    known = {method.name for method in methods}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"`{unknown[0]}` is no method; give some of {', '.join(sorted(known))}.")
-    return [method for method in methods if not names or method.name in (*names, *BASELINES)]
-
-
-def known_row(rows: list[Row], row: Row) -> Row:
-    """The row that is there, or this one, added."""
-    same = next((old for old in rows if identity(old) == identity(row)), None)
-    if same is None:
-        same = {**row, "samples": [], "skipped": None}
-        rows.append(same)
-    same["judged_as"] = row["judged_as"]
-    return same
+def rounds_of(arguments: argparse.Namespace, model: SpeedModel) -> int:
+    """How often each picture is made."""
+    usual = 3 if not arguments.small else 2 if model is LUMINA_NEXT else 1
+    return arguments.rounds if arguments.rounds is not None else usual
 
 
 def dtype_of(arguments: argparse.Namespace) -> torch.dtype:
     """The type a model runs in."""
     return torch.bfloat16 if arguments.device == "cuda" else torch.float32
-
-
-def kept_rows(path: Path, machine: dict[str, Any]) -> list[Row]:
-    """Rows of an earlier run on this machine whose setting is still one of their method's.
-
-    What ran out of memory is not tried again; what was skipped for another reason is.
-    """
-    if not path.is_file():
-        return []
-    old = json.loads(path.read_text(encoding="utf-8"))
-    if any(old["environment"].get(key) != machine[key] for key in (*SAME_MACHINE, "diffusers")):
-        log.warning("%s is from another machine or other versions; everything is measured again.", path)
-        return []
-    return [raw(row) for row in old["rows"] if row["skipped"] in (None, OUT_OF_MEMORY) and is_current(row)]
-
-
-def is_current(row: Row) -> bool:
-    """Whether a method still has this setting."""
-    return (row["method"], row["setting"]) in {(method.name, method.setting) for method in methods_of(MODELS[row["model"]], row["small"])}
-
-
-# Measuring
-
-
-def measure_model(arguments: argparse.Namespace, model: SpeedModel, pending: Sequence[Entry], deadline: Deadline, done: Publish) -> None:
-    """All cells of a model, the small ones first, until nothing is left or time is up."""
-    wanted = model.scaled_down() if arguments.small else model
-    subject = built(wanted, arguments)
-    if subject is None:
-        for entry in pending:
-            entry.row["skipped"] = OUT_OF_MEMORY
-        return
-    refused: dict[Method, str | None] = {}
-    for size in sorted(arguments.sizes):
-        deadline.slowest = 0.0
-        of_size = [entry for entry in pending if entry.cell.size == size]
-        for number in range(rounds_of(arguments, model)):
-            one_round(subject, of_size, number, refused, deadline, done)
-            log.info("%s, %s px: round %s", model.name, size, number + 1)
-    del subject
-    release(arguments.device)
 
 
 def built(model: SpeedModel, arguments: argparse.Namespace) -> Subject | None:
@@ -308,61 +263,7 @@ def built(model: SpeedModel, arguments: argparse.Namespace) -> Subject | None:
         return None
 
 
-def one_round(
-    subject: Subject, members: Sequence[Entry], number: int, refused: dict[Method, str | None], deadline: Deadline, done: Publish
-) -> None:
-    """A picture of each method that lacks one: dense, then the others in another order each time, so that neighbours change."""
-    order = [*members[:1], *random.Random(number).sample(members[1:], len(members) - 1)]
-    for entry in order:
-        if entry.is_done(number + 1):
-            continue
-        if deadline.is_near():
-            return
-        if entry.method not in refused:
-            found = attempt(subject, entry.method, replace(entry.cell, size=min(WARM_UP_SIZE, entry.cell.size)))
-            refused[entry.method] = found if isinstance(found, str) else None
-        add(entry.row, refused[entry.method] or attempt(subject, entry.method, entry.cell), deadline)
-        done()
-
-
-def attempt(subject: Subject, method: Method, cell: Cell) -> Sample | str:
-    """A picture, or in one sentence why there is none."""
-    try:
-        return sample(subject, method.enable, cell)
-    except torch.OutOfMemoryError:
-        return OUT_OF_MEMORY
-    except (Unsupported, ValueError) as error:
-        return str(error)
-
-
-def add(row: Row, found: Sample | str, deadline: Deadline) -> None:
-    """Write down what came of a picture."""
-    if isinstance(found, str):
-        row["skipped"] = found
-        return
-    deadline.slowest = max(deadline.slowest, found.seconds)
-    row["samples"].append(asdict(found))
-
-
-# Publishing
-
-
-def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: Sequence[Row]) -> list[Row]:
-    """Write JSON and tables of the rows so far; the rows in full."""
-    full = completed(rows, judged(arguments.fidelity))
-    comparison = compared(full)
-    save(arguments.out, NAME, {"environment": machine, "rows": full, "comparison": comparison}, text_of(arguments, full, comparison))
-    return full
-
-
-def draw(path: Path, rows: Sequence[Row]) -> None:
-    """Plot what was measured, where anything was."""
-    measured = [row for row in rows if row["samples"]]
-    if measured:
-        plot(path, measured)
-
-
-def text_of(arguments: argparse.Namespace, rows: Sequence[Row], comparison: Sequence[Row]) -> str:
+def page_of(arguments: argparse.Namespace, rows: Sequence[Row], comparison: Sequence[Row]) -> str:
     """The page."""
     on_cpu = arguments.device == "cpu"
     words = {"device": "on a CPU" if on_cpu else "on a GPU", "resident": "; on a CPU, the resident set of the process" if on_cpu else ""}

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..command import panels
+
 Row = Mapping[str, Any]
 Point = tuple[float, float]
 Curves = dict[str, list[Point]]
@@ -25,8 +27,11 @@ OURS = "ours"
 AT_OUR_STEPS = "linear_at_our_steps"
 # In a first round of few pictures, a peer this far below the best one at its cost is out of the race.
 OUT_OF_REACH_DB = 3.0
-# Not on a curve: the reference itself, and what differs from it on purpose.
-OFF_CURVE = ("dense", "safe_sw")
+# Not on a curve: the reference itself, also without its masks, and what differs from it on purpose.
+OFF_CURVE = ("dense", "dense_fast_path", "safe_sw")
+
+
+# Curves
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
@@ -40,12 +45,7 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 def quality_at(curve: Sequence[Point], cost: float) -> float | None:
     """Quality a Pareto curve reaches at `cost`: on the line between its points, its best above them, None below its cheapest."""
-    if not curve or cost < curve[0][0]:
-        return None
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
-        if cost <= x1:
-            return y0 + (y1 - y0) * (cost - x0) / (x1 - x0)
-    return curve[-1][1]
+    return None if not curve or cost < curve[0][0] else float(np.interp(cost, *zip(*curve)))
 
 
 def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: str = "psnr_db") -> Curves:
@@ -57,25 +57,15 @@ def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: st
     return {family: pareto(found) for family, found in points.items()}
 
 
-def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[str, Any]]:
-    """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell.
+def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by size, step count and sampler."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[key] for key in CELL), []).append(row)
+    return cells
 
-    `difference_db_low` and `_high` are what the lead would be with other pictures, `difference_db_median` is that of the middle picture
-    and `closer_share` the share of pictures in which we are ahead: None where rows do not say each picture's PSNR.
-    """
-    compared = []
-    for cell, everybody in cells_of(rows).items():
-        members = of_most_pictures(everybody)
-        curves = curves_of(members, cost)
-        details = {detail: curves_of(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
-        intervals = lead_intervals(members, cost)
-        for (at, where, row), (low, high) in zip(_readings(members, cost), intervals, strict=True):
-            reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves, where, row, "psnr_db")}
-            reading |= {"difference_db_low": low, "difference_db_high": high, **_of_single_pictures(members, cost, reading, row)}
-            for detail, of_detail in details.items():
-                reading[f"difference_db_{detail}"] = _against_peers(of_detail, where, row, f"psnr_db_{detail}")["difference_db"]
-            compared.append(reading)
-    return compared
+
+# Rounds
 
 
 def of_most_pictures(rows: Sequence[Row]) -> list[Row]:
@@ -87,10 +77,32 @@ def of_most_pictures(rows: Sequence[Row]) -> list[Row]:
 def near_the_best(rows: Sequence[Row], cost: str = "seconds_over_dense") -> set[tuple[str, str]]:
     """Methods and settings of a cell that are not out of reach of the best peer at their cost, and those that do not race with it."""
     racing = [row for row in rows if row["method"] not in (OURS, *OFF_CURVE) and row["psnr_db"] is not None]
-    peers = [row for row in racing if row["method"] != AT_OUR_STEPS]
-    best = pareto((row[cost], row["psnr_db"]) for row in peers)
+    best = pareto((row[cost], row["psnr_db"]) for row in racing if row["method"] != AT_OUR_STEPS)
     behind = [row for row in racing if row["psnr_db"] < _or_least(quality_at(best, row[cost])) - OUT_OF_REACH_DB]
     return {(row["method"], row["setting"]) for row in rows if row not in behind}
+
+
+# The comparison
+
+
+def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[str, Any]]:
+    """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell.
+
+    `difference_db_low` and `_high` are what the lead would be with other pictures, `difference_db_median` is that of the middle picture
+    and `closer_share` the share of pictures in which we are ahead: None where rows do not say each picture's PSNR.
+    """
+    compared = []
+    for cell, everybody in cells_of(rows).items():
+        members = of_most_pictures(everybody)
+        curves = {quality: curves_of(members, cost, quality) for quality in ("psnr_db", *(f"psnr_db_{detail}" for detail in DETAILS))}
+        for (at, where, row), (low, high) in zip(_readings(members, cost), lead_intervals(members, cost), strict=True):
+            reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves["psnr_db"], where, row)}
+            reading |= {"difference_db_low": low, "difference_db_high": high, **_of_single_pictures(members, cost, reading, row)}
+            for detail in DETAILS:
+                quality = f"psnr_db_{detail}"
+                reading[f"difference_db_{detail}"] = _against_peers(curves[quality], where, row, quality)["difference_db"]
+            compared.append(reading)
+    return compared
 
 
 def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | None]]:
@@ -98,14 +110,26 @@ def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | No
     return found + [(f"{share:.0%} of dense", share, None) for share in READ_AT]
 
 
+def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str = "psnr_db") -> dict[str, Any]:
+    ours = row[quality] if row is not None else quality_at(curves.get(OURS, []), cost)
+    peers = {family: quality_at(curve, cost) for family, curve in sorted(curves.items()) if family != OURS}
+    best = max((family for family in peers if family != AT_OUR_STEPS), key=lambda family: _or_least(peers[family]), default=None)
+    best_db = None if best is None else peers[best]
+    lead = None if ours is None or best_db is None else ours - best_db
+    return {"ours_db": ours, "best_peer": None if best_db is None else best, "best_peer_db": best_db, "difference_db": lead, **peers}
+
+
+def _or_least(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
 def lead_intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, float | None]]:
     """For each reading, between which leads `INTERVAL` of the draws lie."""
-    readings = len(_readings(rows, cost))
-    leads: list[list[float | None]] = [[] for _ in range(readings)]
+    leads: list[list[float | None]] = [[] for _ in _readings(rows, cost)]
     for drawn in _drawn_again(rows):
         curves = curves_of(drawn, cost)
         for found, (_, where, row) in zip(leads, _readings(drawn, cost), strict=True):
-            found.append(_against_peers(curves, where, row, "psnr_db")["difference_db"])
+            found.append(_against_peers(curves, where, row)["difference_db"])
     return [_interval(found) for found in leads]
 
 
@@ -152,60 +176,28 @@ def _each_at(rows: Sequence[Row], cost: str, family: str, where: float) -> list[
     return [float(np.interp(where, costs, values)) for values in zip(*(each[point] for point in curve), strict=True)]
 
 
-def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str) -> dict[str, Any]:
-    ours = row[quality] if row is not None else quality_at(curves.get(OURS, []), cost)
-    peers = {family: quality_at(curve, cost) for family, curve in sorted(curves.items()) if family != OURS}
-    best = max((family for family in peers if family != AT_OUR_STEPS), key=lambda family: _or_least(peers[family]), default=None)
-    best_db = peers[best] if best is not None else None
-    return {
-        "ours_db": ours,
-        "best_peer": best if best_db is not None else None,
-        "best_peer_db": best_db,
-        "difference_db": None if ours is None or best_db is None else ours - best_db,
-        **peers,
-    }
-
-
-def _or_least(value: float | None) -> float:
-    return -math.inf if value is None else value
-
-
-def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by size, step count and sampler."""
-    cells: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        cells.setdefault(tuple(row[key] for key in CELL), []).append(row)
-    return cells
+# The plot
 
 
 def plot(path: Path, rows: Sequence[Row], cost: str = "seconds_over_dense") -> None:
     """One panel a cell, two in a row: every setting as a dot, every family's Pareto curve as a line, `ours` in front."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     cells = cells_of(rows)
     across = min(2, len(cells))
-    down = math.ceil(len(cells) / across)
-    figure, panels = pyplot.subplots(down, across, figsize=(7 * across, 5 * down), squeeze=False)
-    families = sorted({row["method"] for row in rows if row["method"] not in OFF_CURVE})
-    colours = {family: f"C{index}" for index, family in enumerate(family for family in families if family != OURS)}
-    for panel in panels.flat[len(cells) :]:
-        panel.remove()
-    for panel, (cell, members) in zip(panels.flat, cells.items()):
-        panel.set(title=", ".join(str(part) for part in cell), xlabel=f"{cost}", ylabel="PSNR against dense, dB")
-        for family, curve in sorted(curves_of(members, cost).items()):
-            _draw(panel, family, curve, members, cost, colours.get(family, "black"))
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    families = sorted({row["method"] for row in rows} - {OURS, *OFF_CURVE})
+    colours = {family: f"C{index}" for index, family in enumerate(families)}
+    with panels(path, math.ceil(len(cells) / across), across, 7, 5) as axes:
+        for panel in axes.flat[len(cells) :]:
+            panel.remove()
+        for panel, (cell, members) in zip(axes.flat, cells.items()):
+            panel.set(title=", ".join(str(part) for part in cell), xlabel=f"{cost}", ylabel="PSNR against dense, dB")
+            for family, curve in sorted(curves_of(members, cost).items()):
+                dots = [(row[cost], row["psnr_db"]) for row in members if row["method"] == family and row["psnr_db"] is not None]
+                _draw(panel, family, curve, dots, colours.get(family, "black"))
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=8)
 
 
-def _draw(panel: Any, family: str, curve: list[Point], rows: Sequence[Row], cost: str, colour: str) -> None:
+def _draw(panel: Any, family: str, curve: list[Point], dots: list[Point], colour: str) -> None:
     front = family == OURS
-    dots = [(row[cost], row["psnr_db"]) for row in rows if row["method"] == family and row["psnr_db"] is not None]
     panel.scatter(*zip(*dots), s=40 if front else 8, color=colour, alpha=1.0 if front else 0.35)
     panel.plot(*zip(*curve), color=colour, linewidth=2.5 if front else 1.2, label=family, zorder=3 if front else 2)

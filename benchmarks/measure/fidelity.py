@@ -1,0 +1,205 @@
+"""Who stays closer to dense at the same cost: what the measurements in ComfyUI and in `diffusers` share.
+
+Every method in one process and in turn, on the same prompts, seeds and sizes; `ours` beside the best peer at the same cost. What is there so
+far is published after each cell, and kept with `--resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from safe_dit_engine.cli.results import environment, markdown_table
+
+from ..command import log, parser_of, rounded, save
+from ..demo_model.scenes import held_out_scenes, scene_from_seed
+from .closeness import judge, row_of
+from .in_turn import Cell, Journal, Sample, Shot, machine_of, make_in_turn
+from .methods import Method
+from .pareto import AT_OUR_STEPS, CELL, OURS, compare, curves_of, near_the_best, of_most_pictures, plot
+
+TUNING_SEED = 5000
+# Judged by what is in the picture: it differs from dense on purpose.
+NOT_COMPARED = "safe_sw"
+# Their settings are those of the presets, which may once have been others.
+BY_PRESET = (OURS, NOT_COMPARED, AT_OUR_STEPS)
+COLUMNS = (
+    "method", "setting", *CELL, "prompts", "seeds", "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects",
+    "psnr_db_edges", "ssim", "ms_ssim", "oracle_score", "peak_bytes",
+)  # fmt: skip
+# Shown where there are any.
+MORE_COLUMNS = ("default", "skipped")
+COMPARED = (
+    *CELL, "at", "cost", "ours_db", "best_peer", "best_peer_db", "difference_db", "difference_db_low", "difference_db_high",
+    "difference_db_median", "closer_share", "difference_db_objects", "difference_db_edges",
+)  # fmt: skip
+# What a row is a result of: the same on both sides, and it need not be measured again.
+WHAT = ("method", "setting", *CELL)
+IDENTITY = (*WHAT, "set", "prompts", "seeds", "seed")
+COMPARISON_CAPTION = """\
+Closeness at the same cost ({cost}), in dB of PSNR against dense, read on each family's Pareto curve by linear interpolation; empty below
+its cheapest setting, its best setting above the dearest. `linear_at_our_steps` is `whole_steps_linear` with the steps that our presets
+compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own. `difference_db_low` and `_high`: the lead in
+95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured; `difference_db_median`: that of the middle picture;
+`closer_share`: in how many we are closer than the best peer. Rows of the most pictures of a cell only."""
+
+Rows = list[dict[str, Any]]
+
+
+class Bench(Protocol):
+    """A host with the demo model."""
+
+    device: str
+
+    def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
+        """One picture by one method."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where results are written, and what is said of them."""
+
+    name: str
+    caption: str
+
+
+# The command line
+
+
+def options(name: str, about: str | None) -> argparse.ArgumentParser:
+    """Options of both measurements."""
+    parser = parser_of(name, about, "256 px, 20 steps, euler, 8 prompts")
+    parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
+    parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine, single pictures too")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
+    parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
+    parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
+    parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
+    parser.set_defaults(samplers=["euler"], finals=False)
+    return parser
+
+
+def read(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, cut down where `--small` asks for it."""
+    arguments = parser.parse_args(argv)
+    if arguments.small:
+        arguments.sizes, arguments.steps, arguments.samplers = [256], [20], ["euler"]
+        arguments.prompts, arguments.seeds = min(arguments.prompts, 8), 1
+    return arguments
+
+
+def shots_of(arguments: argparse.Namespace) -> list[Shot]:
+    """The pictures to make in every cell."""
+    count = arguments.prompts
+    tuning = arguments.set == "tuning"
+    scenes = [scene_from_seed(TUNING_SEED + index) for index in range(count)] if tuning else held_out_scenes(count)
+    pairs = itertools.product(scenes, range(arguments.seeds))
+    return [Shot(scene, arguments.seed + number) for number, (scene, _) in enumerate(pairs)]
+
+
+def asked_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every row says of the measurement it belongs to."""
+    return {"set": arguments.set, "prompts": arguments.prompts, "seeds": arguments.seeds, "seed": arguments.seed}
+
+
+# Measuring
+
+
+def run(arguments: argparse.Namespace, bench: Bench, dense: Method, methods: Sequence[Method], known: Sequence[Method], page: Page) -> Rows:
+    """Every cell in turn. `known`: all settings there are, so that results of others of ours are not kept."""
+    machine = environment(arguments.device)
+    journal = Journal(arguments.out / f"{page.name}.jsonl", machine, arguments.resume)
+    rows = kept_rows(arguments.out / f"{page.name}.json", machine, known) if arguments.resume else []
+    shots, asked = shots_of(arguments), asked_of(arguments)
+    for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
+        cell = Cell(*parts)
+        racing = finalists(methods, rows, cell, asked, arguments.cost) if arguments.finals else methods
+        missing = [method for method in racing if not is_known(rows, method, cell, asked)]
+        if missing or not is_known(rows, dense, cell, asked):
+            rows = merged(rows, [{**row, **asked} for row in measure(bench, [dense, *missing], cell, shots, journal)])
+        publish(arguments, machine, rows, page)
+    log.info(comparison_table(rounded(rows), arguments.cost))
+    return rows
+
+
+def measure(bench: Bench, methods: Sequence[Method], cell: Cell, shots: Sequence[Shot], journal: Journal | None = None) -> Rows:
+    """One row a method, dense first; of one that does not run, why. Pictures that the journal has are not made again."""
+    journal = journal or Journal()
+    refused = make_in_turn(bench.sample, judge, methods, cell, shots, journal, warm_up=cell)
+    found = []
+    for method in methods:
+        compared = method.name != NOT_COMPARED
+        figures = {"skipped": refused[method]} if method in refused else row_of(journal.records(method, cell, shots), compared)
+        found.append({**method.described(), "model": "demo", **cell.described(), **figures})
+    return found
+
+
+# Rows of earlier runs
+
+
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from every other."""
+    return tuple(row[key] for key in IDENTITY)
+
+
+def is_known(rows: Iterable[dict[str, Any]], method: Method, cell: Cell, asked: dict[str, Any]) -> bool:
+    """Whether a method has been measured in a cell."""
+    wanted = identity({**method.described(), **cell.described(), **asked})
+    return any(identity(row) == wanted for row in rows)
+
+
+def kept_rows(path: Path, machine: dict[str, Any], known: Iterable[Method]) -> Rows:
+    """Rows of an earlier run, but for those of other presets; none when it ran on another machine or torch."""
+    if not path.is_file():
+        return []
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if machine_of(old["environment"]) != machine_of(machine):
+        log.warning("%s is from another machine or torch; everything is measured again.", path)
+        return []
+    settings = {(method.name, method.setting) for method in known}
+    return [row for row in old["rows"] if row["method"] not in BY_PRESET or (row["method"], row["setting"]) in settings]
+
+
+def finalists(methods: Sequence[Method], rows: Sequence[dict[str, Any]], cell: Cell, asked: dict[str, Any], cost: str) -> list[Method]:
+    """The methods that could still be the best peer of a cell: without those that rounds of other pictures left behind."""
+    in_cell = [row for row in rows if {**row, **cell.described()} == row]
+    others = {(row["method"], row["setting"]) for row in in_cell if {**row, **asked} != row}
+    # Rows of fewer pictures were left behind before; beside figures of other pictures they could seem to be near again.
+    behind = others - near_the_best(of_most_pictures(in_cell), cost)
+    return [method for method in methods if (method.name, method.setting) not in behind]
+
+
+def merged(rows: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]]) -> Rows:
+    """Rows and fresh ones, these in place of rows of the same setting on other pictures; dense comes along and may be known."""
+    before = {identity(old) for old in rows}
+    new = [row for row in fresh if identity(row) not in before]
+    anew = {tuple(row[key] for key in WHAT) for row in new}
+    return [row for row in rows if tuple(row[key] for key in WHAT) not in anew] + new
+
+
+# The page
+
+
+def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: Rows, page: Page) -> None:
+    """Write JSON, both tables and the plot of the rows so far."""
+    cost, rows = arguments.cost, rounded(rows)
+    columns = [*COLUMNS, *(column for column in MORE_COLUMNS if any(column in row for row in rows))]
+    caption = COMPARISON_CAPTION.format(cost=cost)
+    text = "\n\n".join([page.caption, markdown_table(rows, columns), caption, comparison_table(rows, cost)])
+    ran = [row for row in rows if "skipped" not in row]
+    save(arguments.out, page.name, {"environment": machine, "rows": rows, "comparison": compare(ran, cost)}, text)
+    plot(arguments.out / f"{page.name}.png", ran, cost)
+
+
+def comparison_table(rows: Rows, cost: str) -> str:
+    """The comparison with one column a peer."""
+    ran = [row for row in rows if "skipped" not in row]
+    return markdown_table(compare(ran, cost), [*COMPARED, *sorted(set(curves_of(ran, cost)) - {OURS})])
