@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,17 +15,26 @@ from ..measure.in_turn import Cell, Sample, Shot, rows_through
 from ..measure.methods import Method
 
 CFG, SCHEDULER = 4.0, "simple"
+# The name under which the pack keeps the report of a run.
+NODE = "safe_dit_bench"
 
 
 def sampling(model: Any, sampler: str, steps: int, latent: Tensor, seeds: Sequence[int], conds: Sequence[Any]) -> Callable[[], Tensor]:
     """A run of ComfyUI's sampler, all but started: from noise of these seeds, with a positive and a negative conditioning."""
     from comfy.sample import prepare_noise, sample_custom
     from comfy.samplers import calculate_sigmas, sampler_object
+    from comfy_execution.utils import CurrentNodeContext
 
     sigmas = calculate_sigmas(model.get_model_object("model_sampling"), SCHEDULER, steps)
     noise = torch.cat([prepare_noise(latent[:1], seed) for seed in seeds])
-    run = partial(sample_custom, model, noise, CFG, sampler_object(sampler), sigmas, *conds, latent)
-    return partial(run, disable_pbar=True, seed=seeds[0])
+    run = partial(sample_custom, model, noise, CFG, sampler_object(sampler), sigmas, *conds, latent, disable_pbar=True, seed=seeds[0])
+
+    def sampled() -> Tensor:
+        with torch.inference_mode(), CurrentNodeContext(NODE, NODE):
+            samples: Tensor = run()
+        return samples
+
+    return sampled
 
 
 class Bench:
@@ -42,30 +50,21 @@ class Bench:
         self._encoded: dict[str, Any] = {}
 
     def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
-        """One picture by one method. The time is that of the sampler node: model calls and what is around them, no text, no VAE."""
+        """Pictures by one method. The time is that of the sampler node: model calls and what is around them, no text, no VAE."""
         patched = method.change(self.model)
-        run = self.sampling(patched, cell.sampler, method.steps(cell.steps), cell.size, [shot.scene.caption], [shot.seed])
+        encoded = [self.encoded(text) for text in (*shot.captions, "")]
+        positive = [[torch.cat([found[0][0] for found in encoded[:-1]]), encoded[0][0][1]]]
+        latent = torch.zeros(len(shot.seeds), 16, cell.size // 8, cell.size // 8)
+        run = sampling(patched, cell.sampler, method.steps(cell.steps), latent, shot.seeds, (positive, encoded[-1]))
         layers = patched.model.diffusion_model.layers
-        with torch.inference_mode(), rows_through(layers[len(layers) // 2]) as rows:
+        with rows_through(layers[len(layers) // 2]) as rows:
             samples, seconds, peak = timed(run, self.device)
-        return Sample(self.decoded(samples)[0], seconds, sum(rows), peak)
-
-    def sampling(
-        self, model: Any, sampler: str, steps: int, size: int, captions: Sequence[str], seeds: Sequence[int]
-    ) -> Callable[[], Tensor]:
-        """A run of the model, all but started: a batch of pictures of `size` pixels."""
-        encoded = [self._prompt(text) for text in captions]
-        positive = [[torch.cat([found[0][0] for found in encoded]), encoded[0][0][1]]]
-        latent = torch.zeros(len(captions), 16, size // 8, size // 8)
-        return sampling(model, sampler, steps, latent, seeds, (positive, self._prompt("")))
-
-    def decoded(self, samples: Tensor) -> np.ndarray:
-        """Pictures `[N, H, W, 3]` in [0, 1]."""
         with torch.inference_mode():
-            pictures: np.ndarray = self._vae.decode(samples).clamp(0, 1).float().cpu().numpy()
-        return pictures
+            pictures = self._vae.decode(samples).clamp(0, 1).float().cpu().numpy()
+        return Sample(pictures, seconds, sum(rows), peak)
 
-    def _prompt(self, text: str) -> Any:
+    def encoded(self, text: str) -> Any:
+        """A prompt's conditioning."""
         if text not in self._encoded:
             with torch.inference_mode():
                 self._encoded[text] = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..measure.fidelity import Page, options, read, run
+from ..measure.fidelity import options, read, run
 from ..measure.methods import named
 from .bench import Bench
 from .in_process import import_comfyui
@@ -20,7 +20,6 @@ CAPTION = """\
 `rows_computed_share` counts the rows that pass the middle block. No mask reaches attention in this model, so `dense_fast_path` is `dense`
 and is not run twice. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose. Rows of fewer
 pictures (`prompts` x `seeds`) than others of their cell are of a first round that left their methods behind (`--finals`)."""
-PAGE = Page("fidelity", CAPTION)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,13 +27,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     methods = ablations() if arguments.ablation else sweep() if arguments.sweep else chosen()
     import_comfyui(arguments.device)
-    run(arguments, Bench(arguments.device), DENSE, named(methods, arguments.methods), [*sweep(), *ablations()], PAGE)
+    run(arguments, Bench(arguments.device).sample, DENSE, named(methods, arguments.methods), sweep())
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = options(PAGE.name, __doc__)
+    parser = options("fidelity", __doc__, CAPTION)
     parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
     parser.add_argument("--ablation", action="store_true", help="no peers: the default preset without each of its parts")
     parser.add_argument("--finals", action="store_true", help="with --resume: leave out what earlier rows in DIR show to be far behind")

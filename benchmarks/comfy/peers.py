@@ -1,18 +1,19 @@
 """The methods a fidelity measurement in ComfyUI compares, as data: `ours`, and everything simple or known that is meant to do the same.
 
-`sweep` lists every setting of every method, `chosen` the few worth measuring again, `ablations` the default preset without each of its parts.
-A method is patched afresh for each sampling run.
+`sweep` lists every setting of every method, `chosen` the few worth measuring again, `ablations` the default preset without each of its
+parts. A method is patched afresh for each sampling run.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from safe_dit_engine.guidance import GuidanceConfig
-from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
+from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, ScheduleConfig
 from safe_dit_engine.tokens.partition import PartitionConfig, Signal
 
@@ -43,17 +44,21 @@ def configured(**parts: Any) -> Change:
 # Peers
 
 
+# ComfyUI's own, by their nodes: thresholds, each from several shares of the run on.
+CACHES = {
+    "EasyCache": (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.45, 0.7),
+    "LazyCache": (0.12, 0.2, 0.3, 0.45, 0.6, 0.8, 1.2, 2.0),
+}
+
+
 def caches() -> list[Method]:
-    """ComfyUI's own EasyCache and LazyCache."""
-    windows = [(0.15, 0.95), (0.3, 0.95), (0.45, 0.95)]
-    easy = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.45, 0.7)
-    lazy = (0.12, 0.2, 0.3, 0.45, 0.6, 0.8, 1.2, 2.0)
-    return [
-        Method(node.lower(), f"threshold {threshold}, {start} to {end}", partial(cached, node, threshold, start, end))
-        for node, thresholds in (("EasyCache", easy), ("LazyCache", lazy))
-        for start, end in windows
-        for threshold in thresholds
-    ]
+    """Every setting of both."""
+    found = []
+    for node, start in itertools.product(CACHES, (0.15, 0.3, 0.45)):
+        for threshold in CACHES[node]:
+            change = partial(cached, node, threshold, start, 0.95)
+            found.append(Method(node.lower(), f"threshold {threshold}, {start} to 0.95", change))
+    return found
 
 
 def cached(node: str, threshold: float, start: float, end: float, model: Any) -> Any:
@@ -88,35 +93,28 @@ def paper() -> list[Method]:
 # Ours
 
 
-def presets() -> dict[str, Preset]:
-    """Our presets by the text of their setting; the one that is the paper's method is measured as `paper`."""
-    return {preset_text(name, preset): preset for name, preset in PRESETS.items() if name != "paper"}
-
-
 # Below our cheapest preset, so that the curve goes on to 30 % of dense.
 CUSTOM = {
     "custom, draft with one warm-up step": replace(PRESETS["draft"], warmup_steps=1),
     "custom, draft with one warm-up step, 1 of 5": replace(PRESETS["draft"], warmup_steps=1, refresh_interval=5, skipped_steps=4),
 }
-
-
-def settings_of_ours() -> dict[str, Preset]:
-    """Presets and custom settings, by the text of their setting."""
-    return presets() | {preset_text(name, preset): preset for name, preset in CUSTOM.items()}
+# By the text of the setting; the preset that is the paper's method is measured as `paper`.
+SETTINGS = {preset_text(name, preset): preset for name, preset in {**PRESETS, **CUSTOM}.items() if name != "paper"}
 
 
 def ours() -> list[Method]:
     """The presets of the Accelerate node, and what a custom setting reaches below them."""
-    found = settings_of_ours().items()
-    return [Method("ours", text, configured(partition=preset.partition(), schedule=schedule_of(preset))) for text, preset in found]
+    parts = {text: {"partition": preset.partition(), "schedule": schedule_of(preset)} for text, preset in SETTINGS.items()}
+    return [Method("ours", text, configured(**found)) for text, found in parts.items()]
 
 
 def guided() -> list[Method]:
     """The presets with Sensitivity-Weighted CFG: other pictures on purpose, so only the oracle judges them."""
     found = []
-    for text, preset in presets().items():
-        change = configured(partition=preset.partition(), schedule=preset.schedule(), guidance=GuidanceConfig())
-        found.append(Method("safe_sw", text, change))
+    for text, preset in SETTINGS.items():
+        if preset not in CUSTOM.values():
+            change = configured(partition=preset.partition(), schedule=preset.schedule(), guidance=GuidanceConfig())
+            found.append(Method("safe_sw", text, change))
     return found
 
 
@@ -153,7 +151,8 @@ def chosen() -> list[Method]:
 
 
 NEVER = MAX_REFRESH_INTERVAL
-# What is changed of the schedule; the keys `warmup_steps` and `signal` are of the partition.
+# What is changed: of the partition where it is named here, else of the schedule.
+OF_PARTITION = ("warmup_steps", "signal")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "no corrector": {"corrector": False},
@@ -171,11 +170,9 @@ def ablations() -> list[Method]:
     """The default preset, changed in every way listed."""
     preset = PRESETS[DEFAULT_PRESET]
     # The preset's values are part of the name, so that `--resume` does not take figures of an earlier preset for these.
-    name = f"ablation of {preset_text(DEFAULT_PRESET, preset)}"
-    found = []
+    name, found = f"ablation of {preset_text(DEFAULT_PRESET, preset)}", []
     for setting, changes in ABLATIONS.items():
-        split = {key: value for key, value in changes.items() if key in ("warmup_steps", "signal")}
-        schedule = {key: value for key, value in changes.items() if key not in split}
-        change = configured(partition=replace(preset.partition(), **split), schedule=replace(preset.schedule(), **schedule))
-        found.append(Method(name, setting, change))
+        partition = replace(preset.partition(), **{key: changes[key] for key in changes if key in OF_PARTITION})
+        schedule = replace(preset.schedule(), **{key: changes[key] for key in changes if key not in OF_PARTITION})
+        found.append(Method(name, setting, configured(partition=partition, schedule=schedule)))
     return found

@@ -124,7 +124,8 @@ def _placed(scene: Scene, patches: list[Patch | None]) -> list[bool]:
     if first is None or second is None:
         return [False, False]
     across, down = second.x - first.x, second.y - first.y
-    reach, sideways = {"left of": (across, down), "right of": (-across, down), "above": (down, across), "below": (-down, across)}[scene.relation]
+    ways = {"left of": (across, down), "right of": (-across, down), "above": (down, across), "below": (-down, across)}
+    reach, sideways = ways[scene.relation]
     return [bool(reach > 0.15 and reach > abs(sideways))] * 2
 
 

@@ -19,6 +19,17 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+    hooks,
+)
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from safe_dit_engine.hosts.diffusers.schedulers import prediction_of, timetable_of
@@ -36,6 +47,14 @@ Configure = Callable[[Any], Any]
 # MagCache's ratios by transformer and number of steps.
 Ratios = WeakKeyDictionary[nn.Module, dict[int, list[float]]]
 
+# Not every class of transformers has `enable_cache`.
+ATTACH = {
+    FirstBlockCacheConfig: hooks.apply_first_block_cache,
+    TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
+    MagCacheConfig: hooks.apply_mag_cache,
+    PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
+    FasterCacheConfig: hooks.apply_faster_cache,
+}
 # What peers put on modules where something may stand already.
 HIDDEN = ("forward", "_diffusers_hook")
 
@@ -162,10 +181,9 @@ def _step(scheduler: Any) -> int:
     return (scheduler.begin_index or 0) if reached is None else int(reached)
 
 
-def _is_separate(pipe: Any, arguments: Arguments) -> bool:
-    """Whether the transformer is called twice a step."""
-    guided = arguments.get("guidance_scale", 1.0) > 1.0
-    return arguments.get("true_cfg_scale", 1.0) > 1.0 or (guided and type(pipe).__name__ in SEPARATE)
+def _timestep(pipe: Any) -> float:
+    """Where the pipeline is, from 1000 down; not every pipeline has `current_timestep`."""
+    return float(pipe.scheduler.timesteps[_step(pipe.scheduler)])
 
 
 # Hooks of diffusers
@@ -178,10 +196,9 @@ def hooked(configure: Configure, one_state: bool = False) -> Enable:
 
 @contextmanager
 def _hooked(configure: Configure, one_state: bool, pipe: Any, arguments: Arguments) -> Iterator[None]:
-    from diffusers.models.cache_utils import CacheMixin
-
     wanted = configure(pipe)
-    if one_state and _is_separate(pipe, arguments):
+    guided = arguments.get("guidance_scale", 1.0) > 1.0 and type(pipe).__name__ in SEPARATE
+    if one_state and (guided or arguments.get("true_cfg_scale", 1.0) > 1.0):
         raise Unsupported(f"`{type(wanted).__name__}` keeps one state for both calls of a step: it would mix prompt and negative prompt.")
     transformer = pipe.transformer
 
@@ -191,30 +208,14 @@ def _hooked(configure: Configure, one_state: bool, pipe: Any, arguments: Argumen
 
     with _undone(transformer), _registered(transformer):
         with _quiet():
-            _attach(transformer, wanted)
+            ATTACH[type(wanted)](transformer, wanted)
         _wrap_forward(pipe, in_context)
         yield
-
-
-def _attach(transformer: nn.Module, config: Any) -> None:
-    """The function of `diffusers.hooks` for a configuration; not every class of transformers has `enable_cache`."""
-    from diffusers import hooks
-
-    functions = {
-        hooks.FirstBlockCacheConfig: hooks.apply_first_block_cache,
-        hooks.TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
-        hooks.MagCacheConfig: hooks.apply_mag_cache,
-        hooks.PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
-        hooks.FasterCacheConfig: hooks.apply_faster_cache,
-    }
-    functions[type(config)](transformer, config)
 
 
 @contextmanager
 def _registered(transformer: nn.Module) -> Iterator[None]:
     """Tell `diffusers` of the blocks of a transformer it does not know, or does not know well enough."""
-    from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-
     renamed = traits_of(transformer).renamed
 
     class Renamed(TransformerBlockMetadata):
@@ -238,8 +239,6 @@ def _registered(transformer: nn.Module) -> Iterator[None]:
 
 def first_block(pipe: Any, **values: Any) -> Any:
     """FirstBlockCache."""
-    from diffusers import FirstBlockCacheConfig
-
     _check_end(pipe, "FirstBlockCache")
     return FirstBlockCacheConfig(**values)
 
@@ -251,8 +250,6 @@ def _check_end(pipe: Any, name: str) -> None:
 
 def taylor_seer(pipe: Any, lite: bool = False, full_precision: bool = False, **values: Any) -> Any:
     """TaylorSeer on attention; `lite`: on the head alone, blocks not run. With the library's own patterns where they fit."""
-    from diffusers import TaylorSeerCacheConfig
-
     traits = traits_of(pipe.transformer)
     if lite:
         _check_end(pipe, "TaylorSeer on the head alone")
@@ -261,22 +258,13 @@ def taylor_seer(pipe: Any, lite: bool = False, full_precision: bool = False, **v
     return TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **precision, **values)
 
 
-def _timestep(pipe: Any) -> float:
-    """Where the pipeline is, from 1000 down; not every pipeline has `current_timestep`."""
-    return float(pipe.scheduler.timesteps[_step(pipe.scheduler)])
-
-
 def pyramid(pipe: Any, every: int, reach: tuple[int, int]) -> Any:
     """Pyramid Attention Broadcast on self-attention."""
-    from diffusers import PyramidAttentionBroadcastConfig
-
     return PyramidAttentionBroadcastConfig(every, None, None, reach, current_timestep_callback=partial(_timestep, pipe))
 
 
 def faster(pipe: Any, **values: Any) -> Any:
     """FasterCache; its configuration has defaults for all but the tensor's format."""
-    from diffusers import FasterCacheConfig
-
     traits = traits_of(pipe.transformer)
     if not traits.distilled and not traits.halves:
         raise Unsupported("FasterCache takes the second half of each tensor of a batch for the prompt's, which it is not here.")
@@ -295,9 +283,6 @@ def magnitudes(known: Ratios, **values: Any) -> Enable:
 
 @contextmanager
 def _magnitudes(known: Ratios, values: Arguments, pipe: Any, arguments: Arguments) -> Iterator[None]:
-    from diffusers import MagCacheConfig
-    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
-
     steps = arguments["num_inference_steps"]
     shipped = {steps: FLUX_MAG_RATIOS.tolist()} if type(pipe.transformer).__name__ == "FluxTransformer2DModel" else {}
     of_steps = known.setdefault(pipe.transformer, shipped)
@@ -385,17 +370,16 @@ class WholeSteps:
 
 def whole_steps(place: Place, order: int, damping: float) -> Enable:
     """Whole steps reused, as `whole_steps.reuse_whole_steps` does in ComfyUI."""
-    return partial(around_calls, partial(_whole_steps, place, order, damping))
 
+    @contextmanager
+    def install(pipe: Any, arguments: Arguments) -> Iterator[None]:
+        reused = WholeSteps(pipe.scheduler, place, order, damping)
+        with _undone(pipe.transformer):
+            _wrap_forward(pipe, reused.forward)
+            pipe.scheduler.step = partial(reused.step, pipe.scheduler.step)
+            try:
+                yield
+            finally:
+                del pipe.scheduler.step
 
-@contextmanager
-def _whole_steps(place: Place, order: int, damping: float, pipe: Any, arguments: Arguments) -> Iterator[None]:
-    scheduler = pipe.scheduler
-    reused = WholeSteps(scheduler, place, order, damping)
-    with _undone(pipe.transformer):
-        _wrap_forward(pipe, reused.forward)
-        scheduler.step = partial(reused.step, scheduler.step)
-        try:
-            yield
-        finally:
-            del scheduler.step
+    return partial(around_calls, install)

@@ -13,7 +13,7 @@ import torch
 
 from safe_dit_engine.cli.clock import timed
 
-from ..measure.fidelity import Page, options, read, run
+from ..measure.fidelity import options, read, run
 from ..measure.in_turn import Cell, Sample, Shot, rows_through
 from ..measure.methods import Method, named
 from .peers import DENSE, chosen, sweep
@@ -25,15 +25,13 @@ attention leave out attention alone, and compute them all. `default`: the settin
 FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has, so there is that default in proportion as
 well. `skipped`: why a method did not run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on
 purpose."""
-PAGE = Page("diffusers-fidelity", CAPTION)
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, log the comparison, write JSON, Markdown and plot."""
-    arguments = read(options(PAGE.name, __doc__), argv)
-    known = sweep()
-    methods = known if arguments.sweep else chosen()
-    run(arguments, Bench(arguments.device), DENSE, named(methods, arguments.methods), known, PAGE)
+    arguments = read(options("diffusers-fidelity", __doc__, CAPTION), argv)
+    methods = sweep() if arguments.sweep else chosen()
+    run(arguments, Bench(arguments.device).sample, DENSE, named(methods, arguments.methods), sweep())
     return 0
 
 
@@ -47,10 +45,10 @@ class Bench:
         self.pipe = load_demo_pipeline(device=device)
 
     def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
-        """One picture by one method; Unsupported where it does not run. Rows are counted within a block, as caches stand before the blocks."""
-        steps, generator = method.steps(cell.steps), torch.Generator().manual_seed(shot.seed)
+        """One picture by one method; Unsupported where it does not run. Rows are counted within a block: caches stand before the blocks."""
+        steps, generator = method.steps(cell.steps), torch.Generator().manual_seed(shot.seeds[0])
         call: dict[str, Any] = {"height": cell.size, "width": cell.size, "num_inference_steps": steps, "output_type": "latent"}
         layers = self.pipe.transformer.layers
         with method.change(self.pipe), rows_through(layers[len(layers) // 2].feed_forward) as rows:
-            made, seconds, peak = timed(lambda: self.pipe(shot.scene.caption, generator=generator, **call), self.device)
-        return Sample(self.pipe.decode(made.images, "np")[0], seconds, sum(rows), peak)
+            made, seconds, peak = timed(lambda: self.pipe(shot.captions, generator=generator, **call), self.device)
+        return Sample(self.pipe.decode(made.images, "np"), seconds, sum(rows), peak)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ import torch
 from safe_dit_engine.cli.results import environment, markdown_table
 
 from ..command import log, parser_of, save
-from ..measure.in_turn import Journal, OutOfMemory, Unsupported, make_in_turn
+from ..measure.in_turn import Journal, OutOfMemory, Shot, Unsupported, make_in_turn
 from ..measure.methods import Method, named
 from .models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, subject_of
 from .peers import CACHE_DITS, IN_PROPORTION, defaults, ours, unchanged, with_first_blocks
@@ -64,28 +65,16 @@ class Cell:
     """What the rows of one comparison share."""
 
     model: str
-    size: int
+    resolution: str
     steps: int
     small: bool
     dtype: str
     seed: int
 
-    def described(self) -> Row:
-        """What every row says of it."""
-        said = {key: value for key, value in asdict(self).items() if key != "size"}
-        return {"model": self.model, "resolution": f"{self.size}x{self.size}", **said}
-
-
-@dataclass(frozen=True)
-class Round:
-    """One picture of every method."""
-
-    number: int
-
     @property
-    def key(self) -> tuple[int]:
-        """What tells it from others."""
-        return (self.number,)
+    def size(self) -> int:
+        """Edge in pixels."""
+        return int(self.resolution.partition("x")[0])
 
 
 def methods_of(model: SpeedModel, small: bool) -> list[Method]:
@@ -141,30 +130,15 @@ def models_of(text: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> list[Row]:
     """Every cell in turn; what is there so far is written after each, and drawn after each model."""
-    speed, rows, comparison = Speed(arguments), list[Row](), list[Row]()
+    speed = Speed(arguments)
     for name in arguments.models:
         with suppress(TimeIsUp):
             speed.measure(MODELS[name])
-        rows, comparison = speed.publish()
-        if any(row["rounds"] for row in rows):
-            plot(arguments.out / f"{NAME}.png", [row for row in rows if row["rounds"]])
-    log.info(markdown_table(comparison, COMPARED))
-    return rows
-
-
-@dataclass
-class Deadline:
-    """When to stop; `slowest`: seconds of the slowest picture of this cell."""
-
-    minutes: float | None
-    slowest: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def is_near(self) -> bool:
-        """Whether the next picture might end too late."""
-        return self.minutes is not None and time.perf_counter() - self._started + self.slowest > 60.0 * self.minutes
+        speed.publish()
+        if measured := [row for row in speed.rows if row["rounds"]]:
+            plot(arguments.out / f"{NAME}.png", measured)
+    log.info(markdown_table(speed.comparison, COMPARED))
+    return speed.rows
 
 
 # Measuring
@@ -179,86 +153,86 @@ class Speed:
         self.arguments = arguments
         self.machine = environment(arguments.device, diffusers=diffusers.__version__)
         self.journal = Journal(arguments.out / f"{NAME}.jsonl", self.machine, arguments.resume)
-        self.deadline = Deadline(arguments.minutes)
+        self.deadline = math.inf if arguments.minutes is None else time.perf_counter() + 60.0 * arguments.minutes
+        self.slowest = 0.0  # seconds of the slowest picture of this cell
         # Made once: what MagCache learns stays with its list.
         self.methods = {name: methods_of(model, arguments.small) for name, model in MODELS.items()}
         self.asked: dict[Cell, list[Method]] = {}
         self.refused: dict[Cell, dict[Method, str]] = {}
+        self.rows: list[Row] = []
+        self.comparison: list[Row] = []
+
+    def is_late(self) -> bool:
+        """Whether the next picture might end too late."""
+        return time.perf_counter() + self.slowest > self.deadline
 
     def measure(self, model: SpeedModel) -> None:
         """All cells of a model, the small ones first, until nothing is left; TimeIsUp where time is up."""
-        asked, methods = self.arguments, self.methods[model.name]
-        wanted = named(methods, [*asked.methods, *BASELINES] if asked.methods else [])
-        fixed = (asked.steps or model.steps, asked.small, str(dtype_of(asked)), asked.seed)
-        cells = [Cell(model.name, size, *fixed) for size in sorted(asked.sizes)]
-        self.asked |= dict.fromkeys(cells, wanted)
-        rounds = [Round(number) for number in range(rounds_of(asked, model))]
-        missing = [cell for cell in cells if not self._is_done(cell, rounds)]
-        if not missing or self.deadline.is_near():
+        asked = self.arguments
+        dtype = torch.bfloat16 if asked.device == "cuda" else torch.float32
+        methods = named(self.methods[model.name], [*asked.methods, *BASELINES] if asked.methods else [])
+        fixed = (asked.steps or model.steps, asked.small, str(dtype), asked.seed)
+        cells = [Cell(model.name, f"{size}x{size}", *fixed) for size in sorted(asked.sizes)]
+        self.asked |= dict.fromkeys(cells, methods)
+        usual = 3 if not asked.small else 2 if model is LUMINA_NEXT else 1
+        # A round is one picture of every method.
+        rounds = [Shot((), (number,)) for number in range(usual if asked.rounds is None else asked.rounds)]
+        missing = [cell for cell in cells if any(not self._is_done(method, cell, rounds) for method in methods)]
+        if not missing or self.is_late():
             return
-        subject = built(model.scaled_down() if asked.small else model, asked)
+        make = partial(self.attempt, built(model.scaled_down() if asked.small else model, asked.device, dtype, asked.seed))
         for cell in missing:
-            self.deadline.slowest = 0.0
-            make, warm_up = partial(self.attempt, subject), replace(cell, size=min(WARM_UP_SIZE, cell.size))
-            self.refused[cell] = make_in_turn(make, lambda found, *_: asdict(found), wanted, cell, rounds, self.journal, warm_up)
+            self.slowest = 0.0
+            side = min(WARM_UP_SIZE, cell.size)
+            warm_up = replace(cell, resolution=f"{side}x{side}")
+            self.refused[cell] = make_in_turn(make, lambda found, *_: asdict(found), methods, cell, rounds, self.journal, warm_up)
             self.publish()
-        del subject, make
+        del make
         release(asked.device)
 
-    def _is_done(self, cell: Cell, rounds: Sequence[Round]) -> bool:
-        known = self.journal
-        return all(known.get(method, cell) or not rounds or known.get(method, cell, rounds[-1]) for method in self.asked[cell])
+    def _is_done(self, method: Method, cell: Cell, rounds: Sequence[Shot]) -> bool:
+        return self.journal.get(method, cell) is not None or len(self.journal.records(method, cell, rounds)) == len(rounds)
 
-    def attempt(self, subject: Subject | None, method: Method, cell: Cell, _: Round) -> Sample:
+    def attempt(self, subject: Subject | None, method: Method, cell: Cell, number: Shot) -> Sample:
         """A picture; Unsupported says in one sentence why there is none."""
-        if self.deadline.is_near():
+        if self.is_late():
             raise TimeIsUp
-        if subject is None:
-            raise OutOfMemory(OUT_OF_MEMORY)
         try:
-            found = sample(subject, method.change, cell.size, cell.steps, cell.seed)
+            if subject is None:
+                raise torch.OutOfMemoryError
+            found = sample(subject, method.change, cell.size, cell.steps, cell.seed + number.seeds[0])
         except torch.OutOfMemoryError:
             raise OutOfMemory(OUT_OF_MEMORY) from None
         except ValueError as error:
             raise Unsupported(str(error)) from error
-        self.deadline.slowest = max(self.deadline.slowest, found.seconds)
+        self.slowest = max(self.slowest, found.seconds)
         return found
 
-    def publish(self) -> tuple[list[Row], list[Row]]:
-        """Write JSON and tables; the rows, of what was asked for and of what is known from earlier runs, and the comparison."""
-        path, rows, comparison = self.arguments.fidelity, list[Row](), list[Row]()
+    def publish(self) -> None:
+        """Write JSON and tables: of what was asked for, and of what is known from earlier runs."""
+        path = self.arguments.fidelity
         fidelity: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-        for cell in dict.fromkeys([*(Cell(*key[2:8]) for key in self.journal.keys()), *self.asked]):
-            refused, asked = self.refused.get(cell, {}), self.asked.get(cell, [])
+        self.rows, self.comparison = [], []
+        for cell in dict.fromkeys([*(Cell(*key[2:8]) for key in self.journal.known), *self.asked]):
             known = {method: self.journal.records(method, cell) for method in self.methods[cell.model]}
-            known = {method: samples for method, samples in known.items() if samples or method in asked or self.journal.get(method, cell)}
-            found = []
+            refused = {method: record["skipped"] for method in known if (record := self.journal.get(method, cell)) is not None}
+            refused |= self.refused.get(cell, {})
+            known = {m: samples for m, samples in known.items() if samples or m in refused or m in self.asked.get(cell, [])}
+            rows = []
             for method, samples in known.items():
                 figures = figures_of(samples, known, cell.size, cell.steps) | fidelity_of(method, cell.steps, fidelity)
-                why = (self.journal.get(method, cell) or {}).get("skipped", refused.get(method))
-                found.append({**cell.described(), "method": method.name, "setting": method.setting, **figures, "skipped": why})
-            rows, comparison = rows + found, comparison + compared(found, known)
-        page = page_of(self.arguments, rows, comparison)
-        save(self.arguments.out, NAME, {"environment": self.machine, "rows": rows, "comparison": comparison}, page)
-        return rows, comparison
+                rows.append({**asdict(cell), **method.described(), **figures, "skipped": refused.get(method)})
+            self.rows += rows
+            self.comparison += compared(rows, known)
+        result = {"environment": self.machine, "rows": self.rows, "comparison": self.comparison}
+        save(self.arguments.out, NAME, result, page_of(self.arguments, self.rows, self.comparison))
 
 
-def rounds_of(arguments: argparse.Namespace, model: SpeedModel) -> int:
-    """How often each picture is made."""
-    usual = 3 if not arguments.small else 2 if model is LUMINA_NEXT else 1
-    return arguments.rounds if arguments.rounds is not None else usual
-
-
-def dtype_of(arguments: argparse.Namespace) -> torch.dtype:
-    """The type a model runs in."""
-    return torch.bfloat16 if arguments.device == "cuda" else torch.float32
-
-
-def built(model: SpeedModel, arguments: argparse.Namespace) -> Subject | None:
+def built(model: SpeedModel, device: str, dtype: torch.dtype, seed: int) -> Subject | None:
     """The model; None where there is no room for its weights."""
-    release(arguments.device)
+    release(device)
     try:
-        return subject_of(model, arguments.device, dtype_of(arguments), arguments.seed)
+        return subject_of(model, device, dtype, seed)
     except torch.OutOfMemoryError:
         return None
 

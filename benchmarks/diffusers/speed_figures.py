@@ -1,4 +1,4 @@
-"""What the speed bench's samples come to: speed beside both baselines, shares, memory, how close the same setting is to dense; and the plot."""
+"""What the speed bench's samples come to: speed beside both baselines, shares, memory, how close the setting is to dense; and the plot."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def compared(rows: Sequence[Row], of_cell: Samples) -> list[Row]:
     found = []
     for row, samples in pairs:
         if row["method"] == "ours":
-            beside = {"fastest_peer": peer.get("method"), "peer_psnr_db": peer.get("psnr_db"), "over_fastest_peer": faster(of_peer, samples)}
-            own = {key: row[key] for key in COMPARED if key in row}
-            found.append({**own, **beside, "setting": row["setting"].partition(":")[0]})
+            own = {key: row[key] for key in COMPARED if key in row} | {"setting": row["setting"].partition(":")[0]}
+            beside = {"fastest_peer": peer.get("method"), "peer_psnr_db": peer.get("psnr_db")}
+            found.append({**own, **beside, "over_fastest_peer": faster(of_peer, samples)})
     return found
 
 

@@ -17,25 +17,25 @@ from ..demo_model.oracle import oracle_score
 from ..demo_model.scenes import Scene, shape_distance
 from .in_turn import Record, Sample, Shot
 
+Measures = dict[str, float | None]
 # An outline is this far to either side of a shape's edge, as a share of the picture's side: 3 pixels of 256.
 OUTLINE = 3 / 256
 # In a mean, an equal picture counts as this many dB: more than any other reaches, and finite.
 EQUAL_DB = 100.0
-# The weights of the scales, published with MS-SSIM.
-MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-MS_SSIM_KERNEL = 11
+# The least side of a picture whose fifth scale, a sixteenth of it, holds the window of 11 pixels.
+MS_SSIM_SIDE = 176
 
 
 def judge(sample: Sample, reference: Callable[[], Sample], shot: Shot) -> Record:
-    """Everything that is kept of a picture beside the dense one of the same shot."""
-    dense = reference()
+    """Everything that is kept of one picture beside the dense one of the same shot."""
+    dense, scene, picture = reference(), shot.scenes[0], sample.pictures[0]
     return {
         "seconds": sample.seconds,
         "seconds_over_dense": sample.seconds / dense.seconds,
         "rows_computed_share": sample.rows / dense.rows,
         "peak_bytes": sample.peak_bytes,
-        "oracle_score": oracle_score(sample.picture, shot.scene),
-        "closeness": closeness(sample.picture, dense.picture, shot.scene),
+        "oracle_score": oracle_score(picture, scene),
+        "closeness": closeness(picture, dense.pictures[0], scene),
     }
 
 
@@ -56,7 +56,7 @@ def row_of(records: Sequence[Record], compared: bool) -> dict[str, Any]:
     }
 
 
-def closeness(picture: np.ndarray, reference: np.ndarray, scene: Scene) -> dict[str, float]:
+def closeness(picture: np.ndarray, reference: np.ndarray, scene: Scene) -> Measures:
     """Every measure of one pair."""
     outlines = outline_mask(scene, picture.shape[0])
     # Single precision costs both SSIMs about 0.0001 and double twenty times the time; equal pictures are said to be equal.
@@ -70,13 +70,16 @@ def closeness(picture: np.ndarray, reference: np.ndarray, scene: Scene) -> dict[
     }
 
 
-def mean_closeness(pairs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of every measure. Infinite dB only when all are, else an equal picture counts `EQUAL_DB`."""
+def mean_closeness(pairs: Sequence[Measures]) -> Measures:
+    """Mean of every measure; None where a pair has none. Infinite dB only when all are, else an equal picture counts `EQUAL_DB`."""
     return {key: _mean([pair[key] for pair in pairs]) for key in pairs[0]}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.inf if all(map(math.isinf, values)) else float(np.mean([min(value, EQUAL_DB) for value in values]))
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return math.inf if all(map(math.isinf, known)) else float(np.mean([min(value, EQUAL_DB) for value in known]))
 
 
 def objects_psnr(picture: np.ndarray, reference: np.ndarray, scene: Scene) -> float:
@@ -102,19 +105,13 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
     return float(structural_similarity_index_measure(*_batches(picture, reference), data_range=1.0))
 
 
-def ms_ssim(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Multi-scale structural similarity (torchmetrics), with the five published scales or as many as fit into the picture."""
+def ms_ssim(picture: np.ndarray, reference: np.ndarray) -> float | None:
+    """Multi-scale structural similarity (torchmetrics), with its five published scales; None for pictures that they do not fit into."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    betas = scales_that_fit(min(picture.shape[:2]))
-    return float(multiscale_structural_similarity_index_measure(*_batches(picture, reference), data_range=1.0, betas=betas))
-
-
-def scales_that_fit(side: int) -> tuple[float, ...]:
-    """Weights of the scales torchmetrics accepts at that size, of sum 1."""
-    fitting = [n for n in range(1, len(MS_SSIM_BETAS) + 1) if side // max(1, n - 1) ** 2 >= MS_SSIM_KERNEL and side >= 2**n]
-    betas = MS_SSIM_BETAS[: max(fitting, default=1)]
-    return tuple(beta / sum(betas) for beta in betas)
+    if min(picture.shape[:2]) < MS_SSIM_SIDE:
+        return None
+    return float(multiscale_structural_similarity_index_measure(*_batches(picture, reference), data_range=1.0))
 
 
 def _batches(*pictures: np.ndarray) -> list[Tensor]:

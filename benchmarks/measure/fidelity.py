@@ -1,7 +1,7 @@
 """Who stays closer to dense at the same cost: what the measurements in ComfyUI and in `diffusers` share.
 
-Every method in one process and in turn, on the same prompts, seeds and sizes; `ours` beside the best peer at the same cost. What is there so
-far is published after each cell, and kept with `--resume`.
+Every method in one process and in turn, on the same prompts, seeds and sizes; `ours` beside the best peer at the same cost. What is there
+so far is published after each cell, and kept with `--resume`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safe_dit_engine.cli.results import environment, markdown_table
 
 from ..command import log, parser_of, rounded, save
 from ..demo_model.scenes import held_out_scenes, scene_from_seed
 from .closeness import judge, row_of
-from .in_turn import Cell, Journal, Sample, Shot, machine_of, make_in_turn
+from .in_turn import Cell, Journal, Make, Shot, machine_of, make_in_turn
 from .methods import Method
 from .pareto import AT_OUR_STEPS, CELL, OURS, compare, curves_of, near_the_best, of_most_pictures, plot
 
@@ -51,28 +50,11 @@ compute: how far the choice of steps alone goes. It is no `best_peer`, whose ste
 Rows = list[dict[str, Any]]
 
 
-class Bench(Protocol):
-    """A host with the demo model."""
-
-    device: str
-
-    def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
-        """One picture by one method."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """Where results are written, and what is said of them."""
-
-    name: str
-    caption: str
-
-
 # The command line
 
 
-def options(name: str, about: str | None) -> argparse.ArgumentParser:
-    """Options of both measurements."""
+def options(name: str, about: str | None, caption: str) -> argparse.ArgumentParser:
+    """Options of both measurements; `caption` stands above the table of what was measured."""
     parser = parser_of(name, about, "256 px, 20 steps, euler, 8 prompts")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
     parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine, single pictures too")
@@ -83,7 +65,7 @@ def options(name: str, about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
     parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
     parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
-    parser.set_defaults(samplers=["euler"], finals=False)
+    parser.set_defaults(samplers=["euler"], finals=False, name=name, caption=caption)
     return parser
 
 
@@ -102,7 +84,7 @@ def shots_of(arguments: argparse.Namespace) -> list[Shot]:
     tuning = arguments.set == "tuning"
     scenes = [scene_from_seed(TUNING_SEED + index) for index in range(count)] if tuning else held_out_scenes(count)
     pairs = itertools.product(scenes, range(arguments.seeds))
-    return [Shot(scene, arguments.seed + number) for number, (scene, _) in enumerate(pairs)]
+    return [Shot((scene,), (arguments.seed + number,)) for number, (scene, _) in enumerate(pairs)]
 
 
 def asked_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -113,27 +95,26 @@ def asked_of(arguments: argparse.Namespace) -> dict[str, Any]:
 # Measuring
 
 
-def run(arguments: argparse.Namespace, bench: Bench, dense: Method, methods: Sequence[Method], known: Sequence[Method], page: Page) -> Rows:
+def run(arguments: argparse.Namespace, make: Make, dense: Method, methods: Sequence[Method], known: Sequence[Method]) -> Rows:
     """Every cell in turn. `known`: all settings there are, so that results of others of ours are not kept."""
-    machine = environment(arguments.device)
-    journal = Journal(arguments.out / f"{page.name}.jsonl", machine, arguments.resume)
-    rows = kept_rows(arguments.out / f"{page.name}.json", machine, known) if arguments.resume else []
+    machine, path = environment(arguments.device), arguments.out / f"{arguments.name}.json"
+    journal = Journal(path.with_suffix(".jsonl"), machine, arguments.resume)
+    rows = kept_rows(path, machine, known) if arguments.resume else []
     shots, asked = shots_of(arguments), asked_of(arguments)
     for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
         cell = Cell(*parts)
         racing = finalists(methods, rows, cell, asked, arguments.cost) if arguments.finals else methods
         missing = [method for method in racing if not is_known(rows, method, cell, asked)]
         if missing or not is_known(rows, dense, cell, asked):
-            rows = merged(rows, [{**row, **asked} for row in measure(bench, [dense, *missing], cell, shots, journal)])
-        publish(arguments, machine, rows, page)
+            rows = merged(rows, [{**row, **asked} for row in measure(make, [dense, *missing], cell, shots, journal)])
+        publish(arguments, machine, rows)
     log.info(comparison_table(rounded(rows), arguments.cost))
     return rows
 
 
-def measure(bench: Bench, methods: Sequence[Method], cell: Cell, shots: Sequence[Shot], journal: Journal | None = None) -> Rows:
+def measure(make: Make, methods: Sequence[Method], cell: Cell, shots: Sequence[Shot], journal: Journal) -> Rows:
     """One row a method, dense first; of one that does not run, why. Pictures that the journal has are not made again."""
-    journal = journal or Journal()
-    refused = make_in_turn(bench.sample, judge, methods, cell, shots, journal, warm_up=cell)
+    refused = make_in_turn(make, judge, methods, cell, shots, journal, warm_up=cell)
     found = []
     for method in methods:
         compared = method.name != NOT_COMPARED
@@ -188,15 +169,15 @@ def merged(rows: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]]) -> R
 # The page
 
 
-def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: Rows, page: Page) -> None:
+def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: Rows) -> None:
     """Write JSON, both tables and the plot of the rows so far."""
-    cost, rows = arguments.cost, rounded(rows)
+    name, cost, rows = arguments.name, arguments.cost, rounded(rows)
     columns = [*COLUMNS, *(column for column in MORE_COLUMNS if any(column in row for row in rows))]
     caption = COMPARISON_CAPTION.format(cost=cost)
-    text = "\n\n".join([page.caption, markdown_table(rows, columns), caption, comparison_table(rows, cost)])
+    text = "\n\n".join([arguments.caption, markdown_table(rows, columns), caption, comparison_table(rows, cost)])
     ran = [row for row in rows if "skipped" not in row]
-    save(arguments.out, page.name, {"environment": machine, "rows": rows, "comparison": compare(ran, cost)}, text)
-    plot(arguments.out / f"{page.name}.png", ran, cost)
+    save(arguments.out, name, {"environment": machine, "rows": rows, "comparison": compare(ran, cost)}, text)
+    plot(arguments.out / f"{name}.png", ran, cost)
 
 
 def comparison_table(rows: Rows, cost: str) -> str:

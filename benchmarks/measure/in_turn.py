@@ -46,35 +46,40 @@ class Cell:
     steps: int
     sampler: str
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Record:
         """What every row says of it."""
         return {"resolution": f"{self.size}x{self.size}", "steps": self.steps, "sampler": self.sampler}
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to make."""
+    """A batch of pictures to make, most often of one."""
 
-    scene: Scene
-    seed: int
+    scenes: tuple[Scene, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        """What the pictures show."""
+        return [scene.caption for scene in self.scenes]
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What tells it from others in a journal."""
-        return (self.scene.caption, self.seed)
+        return (*self.captions, *self.seeds)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture made: `[H, W, 3]` in [0, 1]."""
+    """Pictures made: `[N, H, W, 3]` in [0, 1]."""
 
-    picture: np.ndarray
+    pictures: np.ndarray
     seconds: float
     rows: int
     peak_bytes: int | None
 
 
-def machine_of(environment: Mapping[str, Any]) -> dict[str, Any]:
+def machine_of(environment: Mapping[str, Any]) -> Record:
     """What must be the same for results to be kept."""
     return {key: environment.get(key) for key in SAME_MACHINE}
 
@@ -82,28 +87,31 @@ def machine_of(environment: Mapping[str, Any]) -> dict[str, Any]:
 class Journal:
     """A record for each sample made: in memory, and with a path in a file as well, a JSON line each.
 
-    With `resume`, what the file has from this machine is kept; without it, or from another machine, it begins anew.
+    With `resume`, what the file has from this machine is kept; without it, or from another machine, it begins anew. Keys: a method's name
+    and setting, the cell's fields, and the shot's key; without the latter, a record says why the method does not run in the cell.
     """
 
     def __init__(self, path: Path | None = None, environment: Mapping[str, Any] | None = None, resume: bool = False) -> None:
         self._path = path
-        self._records: dict[tuple[Any, ...], Record] = {}
+        self.known: dict[tuple[Any, ...], Record] = {}
         if path is not None:
             head = json.dumps(machine_of(environment or {})) + "\n"
-            lines = _whole_lines(path) if resume else []
+            text = path.read_text(encoding="utf-8") if resume and path.is_file() else ""
+            # Without a last line that was cut short.
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             lines = lines if lines[:1] == [head] else [head]
-            self._records = {tuple(key): record for key, record in map(json.loads, lines[1:])}
+            self.known = {tuple(key): record for key, record in map(json.loads, lines[1:])}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(lines), encoding="utf-8")
 
     def get(self, method: Method, cell: Any, shot: Any = None) -> Record | None:
-        """What is known of a sample; without a shot, of the method in the cell."""
-        return self._records.get(_key(method, cell, shot))
+        """What is known of a sample."""
+        return self.known.get(_key(method, cell, shot))
 
     def add(self, method: Method, cell: Any, shot: Any, record: Record) -> None:
         """Keep a record."""
         key = _key(method, cell, shot)
-        self._records[key] = record
+        self.known[key] = record
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([key, record]) + "\n")
@@ -113,17 +121,7 @@ class Journal:
         if shots is not None:
             return [record for shot in shots if (record := self.get(method, cell, shot)) is not None]
         start = _key(method, cell, None)
-        return [record for key, record in self._records.items() if key[: len(start)] == start != key]
-
-    def keys(self) -> list[tuple[Any, ...]]:
-        """Name and setting, then the cell's fields, then the shot's key."""
-        return list(self._records)
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file, without a last one that was cut short."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [line for line in lines if line.endswith("\n")]
+        return [record for key, record in self.known.items() if key[: len(start)] == start != key]
 
 
 def _key(method: Method, cell: Any, shot: Any) -> tuple[Any, ...]:
@@ -137,17 +135,19 @@ def make_in_turn(
 
     `warm_up`: a cell that each method is tried in first, where time is measured.
     """
-    known = {method: journal.get(method, cell) for method in methods}
-    refused: dict[Method, str] = {method: record["skipped"] for method, record in known.items() if record is not None}
+    dense = methods[0]
+    refused: dict[Method, str] = {method: record["skipped"] for method in methods if (record := journal.get(method, cell)) is not None}
     for number, shot in enumerate(shots):
         missing = [method for method in methods if method not in refused and journal.get(method, cell, shot) is None]
         if missing and warm_up is not None:
             _warm_up(make, methods, warm_up, shot)
             warm_up = None
-        reference = functools.cache(functools.partial(make, methods[0], cell, shot))
-        for method in _order(methods[0], missing, number):
+        # Dense first; the others in another order for each shot, so that none is always in the shadow of the same neighbour.
+        random.Random(number).shuffle(missing)
+        reference = functools.cache(functools.partial(make, dense, cell, shot))
+        for method in sorted(missing, key=lambda method: method is not dense):
             try:
-                sample = reference() if method is methods[0] else make(method, cell, shot)
+                sample = reference() if method is dense else make(method, cell, shot)
                 journal.add(method, cell, shot, judge(sample, reference, shot))
             except Unsupported as error:
                 refused[method] = str(error)
@@ -155,12 +155,6 @@ def make_in_turn(
                     journal.add(method, cell, None, {"skipped": str(error)})
         log.info("%s: %s of %s", ", ".join(str(part) for part in astuple(cell)), number + 1, len(shots))
     return refused
-
-
-def _order(dense: Method, missing: Sequence[Method], number: int) -> list[Method]:
-    """Dense first; the others in another order for each shot, so that none is always measured in the shadow of the same neighbour."""
-    others = [method for method in missing if method is not dense]
-    return [dense] * (dense in missing) + random.Random(number).sample(others, len(others))
 
 
 def _warm_up(make: Make, methods: Sequence[Method], cell: Any, shot: Any) -> None:

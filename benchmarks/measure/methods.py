@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,19 +78,13 @@ def placements() -> dict[str, Place]:
     """Which steps are computed, by the text of the setting: a warm-up, then one of n; or a share of the steps, spread out."""
     found: dict[str, Place] = {}
     for last, suffix in ((False, ""), (True, ", last")):
-        for warmup in (3, 4, 5):
-            for interval in (2, 3, 4, 6):
-                name = f"warm-up {warmup}, 1 of {interval}{suffix}"
-                found[name] = partial(after_warmup, warmup=warmup, interval=interval, last=last)
-        for share in (25, 30, 40, 50, 60):
-            for power, kind in ((1.0, "even"), (1.2, "rather early"), (1.4, "early"), (1.8, "very early")):
-                found[f"{share}% {kind}{suffix}"] = partial(share_of_steps, share=share / 100, power=power, last=last)
+        for warmup, interval in itertools.product((3, 4, 5), (2, 3, 4, 6)):
+            place = partial(after_warmup, warmup=warmup, interval=interval, last=last)
+            found[f"warm-up {warmup}, 1 of {interval}{suffix}"] = place
+        powers = {"even": 1.0, "rather early": 1.2, "early": 1.4, "very early": 1.8}
+        for share, kind in itertools.product((25, 30, 40, 50, 60), powers):
+            found[f"{share}% {kind}{suffix}"] = partial(spread_out, share=share / 100, power=powers[kind], last=last)
     return found
-
-
-def share_of_steps(total: int, share: float, power: float, last: bool) -> frozenset[int]:
-    """So many of `total` steps, at least one, spread out."""
-    return spread_out(total, max(1, round(share * total)), power, last)
 
 
 def whole_steps(reuse: Reuse) -> list[Method]:

@@ -45,7 +45,8 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 def quality_at(curve: Sequence[Point], cost: float) -> float | None:
     """Quality a Pareto curve reaches at `cost`: on the line between its points, its best above them, None below its cheapest."""
-    return None if not curve or cost < curve[0][0] else float(np.interp(cost, *zip(*curve)))
+    costs, qualities = zip(*curve) if curve else ((), ())
+    return None if not costs or cost < costs[0] else float(np.interp(cost, costs, qualities))
 
 
 def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: str = "psnr_db") -> Curves:

@@ -14,8 +14,10 @@ T = TypeVar("T")
 
 
 def timed(call: Callable[[], T], device: str) -> tuple[T, float, int | None]:
-    """What a call returns, its seconds, and the peak of memory in bytes meanwhile: allocated on a GPU, the resident set on a CPU; None where
-    it is not known."""
+    """What a call returns, its seconds, and the peak of memory in bytes meanwhile, None where it is not known.
+
+    On a GPU what is allocated, on a CPU the resident set of the process.
+    """
     is_known = _reset_peak(device)
     started = _now(device)
     result = call()
