@@ -32,6 +32,7 @@ from .command import log, panels, parser_of, save
 Call = Callable[[], Tensor]
 Flex = Callable[[Tensor, Tensor, Tensor, Tensor], Call]
 Times = dict[str, list[float]]
+Rows = list[dict[str, Any]]
 
 NAME = "masktax"
 SUMMARY = "summary"
@@ -101,7 +102,7 @@ class Cell:
 def main(argv: Sequence[str]) -> int:
     """Measure every cell in turn, write what is there after each, log the summary."""
     arguments = parse(argv)
-    machine, rows = environment(arguments.device), list[dict[str, Any]]()
+    machine, rows = environment(arguments.device), Rows()
     for dtype, head_dim, tokens in itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens):
         rows += measure(Cell(tokens, head_dim, dtype, arguments.heads, arguments.device), arguments)
         publish(arguments.out, machine, rows)
@@ -147,57 +148,44 @@ def compiled_flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Call:
     return call
 
 
-def measure(
-    cell: Cell, arguments: argparse.Namespace, ours: Callable[..., Tensor] = sdpa, flex: Flex = compiled_flex
-) -> list[dict[str, Any]]:
+def measure(cell: Cell, arguments: argparse.Namespace, ours: Callable[..., Tensor] = sdpa, flex: Flex = compiled_flex) -> Rows:
     """The rows of one cell, its summary last; only that where the cell is left out.
 
     `ours` has the signature of `sdpa`; `flex` makes the call from queries, keys, values and a mask.
     """
     if cell.mask_gib() > arguments.mask_gib:
-        reason = f"the mask would take {cell.mask_gib():.3g} GiB, more than {arguments.mask_gib:.3g}"
-        return [_summary(cell, {}, reason)]
+        return rows_of(cell, {}, {}, f"the mask would take {cell.mask_gib():.3g} GiB, more than {arguments.mask_gib:.3g}")
     # Not inference mode: its tensors do not say when they are written to, so that a verdict on them lasts one call.
     with torch.no_grad():
-        q, k, v = cell.tensors(arguments.seed)
-        redundant, padding = _masks(cell)
-        calls = _calls(q, k, v, redundant, padding, ours)
+        calls, make_flex = _calls(cell, arguments.seed, ours, flex)
         found = _facts_of(calls, cell)
         if "flex" not in arguments.without:
-            _add_flex(lambda: flex(q, k, v, redundant), calls, found, cell)
-        times = timings(calls, cell.device, arguments.rounds)
-    return [_row(cell, name, {**found[name], **_figures(name, times)}) for name in found] + [_summary(cell, times, None)]
+            _add_flex(make_flex, calls, found, cell)
+        return rows_of(cell, found, timings(calls, cell.device, arguments.rounds))
 
 
-def _masks(cell: Cell) -> tuple[Tensor, Tensor]:
-    """Boolean masks `[1, heads, N, N]` that share their rows: all True, and without the last eighth of the keys."""
-    redundant = torch.ones(1, 1, 1, cell.tokens, dtype=torch.bool, device=cell.device)
-    padding = redundant.clone()
-    padding[..., _kept_keys(cell.tokens) :] = False
-    shape = (1, cell.heads, cell.tokens, cell.tokens)
-    return redundant.expand(shape), padding.expand(shape)
+def _calls(cell: Cell, seed: int, ours: Callable[..., Tensor], flex: Flex) -> tuple[dict[str, Call], Callable[[], Call]]:
+    """Everything that is timed, and what makes FlexAttention. Calls whose ratio should be one have none with a large mask between them.
 
-
-def _kept_keys(tokens: int) -> int:
-    return tokens - tokens // 8
-
-
-def _calls(q: Tensor, k: Tensor, v: Tensor, redundant: Tensor, padding: Tensor, ours: Callable[..., Tensor]) -> dict[str, Call]:
-    """Everything that is timed, but for FlexAttention; those whose ratio should be one have no call with a large mask between them."""
-    plain, kept, heads = F.scaled_dot_product_attention, _kept_keys(k.shape[-2]), q.shape[1]
-    zeros = torch.zeros(redundant.shape[-1], dtype=q.dtype, device=q.device).view(1, 1, 1, -1)
-    override = AttentionOverride(MaskLedger(), None, None)
-    return {
+    The boolean masks `[1, heads, N, N]` share their rows: all True, and without the last eighth of the keys.
+    """
+    (q, k, v), kept = cell.tensors(seed), cell.tokens - cell.tokens // 8
+    keys = torch.ones(1, 1, 1, cell.tokens, dtype=torch.bool, device=cell.device)
+    redundant, padding = (m.expand(1, cell.heads, cell.tokens, cell.tokens) for m in (keys, keys.clone()))
+    padding[0, 0, 0, kept:] = False
+    plain, override = F.scaled_dot_product_attention, AttentionOverride(MaskLedger(), None, None)
+    calls: dict[str, Call] = {
         "redundant_bool": partial(plain, q, k, v, attn_mask=redundant),
         "ours_redundant": partial(ours, q, k, v, redundant, ledger=MaskLedger()),
         "mask_free": partial(plain, q, k, v),
-        "override_direct": partial(_attention, q, k, v, heads, mask=None, skip_reshape=True),
-        "override_idle": partial(override, _attention, q, k, v, heads, mask=None, skip_reshape=True),
+        "override_direct": partial(_attention, q, k, v, cell.heads, mask=None, skip_reshape=True),
+        "override_idle": partial(override, _attention, q, k, v, cell.heads, mask=None, skip_reshape=True),
         "mask_free_trimmed": partial(plain, q, k[:, :, :kept], v[:, :, :kept]),
         "ours_padding": partial(ours, q, k, v, padding, ledger=MaskLedger()),
         "key_padding": partial(plain, q, k, v, attn_mask=padding),
-        "additive_zeros": partial(plain, q, k, v, attn_mask=zeros),
+        "additive_zeros": partial(plain, q, k, v, attn_mask=torch.zeros_like(keys, dtype=q.dtype)),
     }
+    return calls, partial(flex, q, k, v, redundant)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, skip_reshape: bool = False) -> Tensor:
@@ -225,8 +213,7 @@ def _facts_of(calls: Mapping[str, Call], cell: Cell) -> dict[str, dict[str, Any]
     expected = {True: calls["key_padding"](), False: calls["redundant_bool"]()}
     found = {}
     for name, call in calls.items():
-        watch = _Watch()
-        with watch:
+        with _Watch() as watch:
             difference = _difference(name, call(), expected[name in PADDED])
         found[name] = {"max_diff": difference, "kernel": ", ".join(dict.fromkeys(watch.kernels)), **_seen_on(cell.device, call)}
     return found
@@ -323,29 +310,24 @@ def ratio(times: Times, above: str, below: str) -> float | None:
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
 
-def _figures(name: str, times: Times) -> dict[str, Any]:
-    if name not in times:
-        return {}
-    return {"seconds": statistics.median(times[name]), "over_mask_free": ratio(times, name, "mask_free"), "rounds": len(times[name])}
-
-
-def _row(cell: Cell, method: str, known: Row) -> dict[str, Any]:
-    described = cell.described()
-    return {**described, **{key: known.get(key) for key in COLUMNS if key not in described}, "method": method}
-
-
-def _summary(cell: Cell, times: Times, skipped: str | None) -> dict[str, Any]:
+def rows_of(cell: Cell, found: Mapping[str, Row], times: Times, skipped: str | None = None) -> Rows:
+    """A row a method, and the summary last."""
+    described, rows = cell.described(), []
+    for name, facts in found.items():
+        figures: dict[str, Any] = {}
+        if name in times:
+            over = ratio(times, name, "mask_free")
+            figures = {"seconds": statistics.median(times[name]), "over_mask_free": over, "rounds": len(times[name])}
+        rows.append({**dict.fromkeys(COLUMNS), **described, **facts, **figures, "method": name})
     ratios = {name: ratio(times, *pair) for name, pair in RATIOS.items()}
-    return {**cell.described(), "method": SUMMARY, **ratios, "paper": paper_figure(cell.tokens, cell.head_dim), "skipped": skipped}
+    paper = paper_figure(cell.tokens, cell.head_dim)
+    return [*rows, {**described, "method": SUMMARY, **ratios, "paper": paper, "skipped": skipped}]
 
 
 def paper_figure(tokens: int, head_dim: int) -> str | None:
     """The paper's masked over mask-free time at a size, where it gives one."""
-    figure = None
-    if tokens == 1024:
-        figure = "2.8 to 3.5x"
-    elif 2048 <= tokens <= 4096:
-        figure = {64: "5.6 to 5.9x", 72: "5.6 to 5.9x", 80: "5.6 to 5.9x", 128: "4.5x"}.get(head_dim)
+    large = {64: "5.6 to 5.9x", 72: "5.6 to 5.9x", 80: "5.6 to 5.9x", 128: "4.5x"}
+    figure = "2.8 to 3.5x" if tokens == 1024 else large.get(head_dim) if 2048 <= tokens <= 4096 else None
     return figure and f"{figure} (the paper's, another GPU)"
 
 

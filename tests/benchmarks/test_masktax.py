@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.masktax import RATIOS, SUMMARY, Call, Cell, measure, paper_figure, parse, plot, ratio, timings
-from safe_dit_engine.__main__ import main
+from benchmarks.__main__ import main
 from safe_dit_engine.masks.certify import MaskLedger
 
 TINY = ["--tokens", "64", "--head-dims", "8", "--heads", "2", "--rounds", "2", "--without", "flex"]

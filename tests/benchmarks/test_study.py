@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
 from benchmarks.study import study
-from safe_dit_engine import __main__ as entry
+from benchmarks import __main__ as entry
 
 MARGIN, CONFIDENCE = 0.05, 0.95
 DATA = '<script type="application/json" id="study-data">'
