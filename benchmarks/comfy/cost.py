@@ -24,8 +24,8 @@ from ..demo_model.scenes import held_out_scenes
 from ..measure.in_turn import Cell, Shot
 from ..measure.methods import Method
 from .bench import NODE, Bench
+from .fidelity import configured, unchanged
 from .in_process import import_comfyui
-from .peers import configured, unchanged
 
 NAME = "cost"
 KEEP_RATIOS = (0.5, 0.25, 0.1)

@@ -24,8 +24,8 @@ from ..measure.fidelity import TUNING_SEED
 from ..measure.in_turn import Cell, Journal, Record, Sample, Shot, make_in_turn
 from ..measure.methods import Method
 from .bench import CFG, NODE, SCHEDULER, Bench
+from .fidelity import DENSE, configured, unchanged
 from .in_process import import_comfyui
-from .peers import DENSE, configured, unchanged
 
 NAME, FEW_STEPS = "samplers", "few-steps"
 SIZE = 256

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import os
 import textwrap
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,20 +19,30 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from safe_dit_engine.demo.network import NextDiT, TextEncoder, fit_code
+from safe_dit_engine.demo.network import LATENT_CHANNELS, NATIVE_GRID, Autoencoder, NextDiT, TextConfig, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
-from safe_dit_engine.demo.weights import WEIGHTS_FOLDER, DemoNetworks, load_networks
+from safe_dit_engine.demo.weights import SAMPLING, WEIGHTS_FOLDER, DemoNetworks, load_networks
+from safe_dit_engine.demo.words import ALIASES, TEXT_LENGTH, VOCABULARY, token_ids
 
+from .autoencoder import (
+    REPORT_EVERY_S,
+    SAVE_EVERY_S,
+    BusyClock,
+    fit_autoencoder_code,
+    learning_rate_factor,
+    log,
+    save_checkpoint,
+    save_weights,
+    set_rates,
+    to_tensor,
+    train_autoencoder,
+)
 from .oracle import Rates, judge_pictures
-from .pools import CropPool, LatentPool, to_tensor
-from .save import save_autoencoder, save_transformer
-from .scenes import held_out_scenes, scene_from_seed
+from .scenes import Scene, held_out_scenes, random_scene
 
-log = logging.getLogger("safe_dit.demo")
-
-STEP_CAP_S = 6.0  # a longer step was a pause or a compilation, not work
-REPORT_EVERY_S, SAVE_EVERY_S, LOOK_EVERY_S = 20.0, 240.0, 420.0
-VAE_NOISE, EMPTY_CAPTIONS = 0.06, 0.1
+LOOK_EVERY_S = 420.0
+EMPTY_CAPTIONS = 0.1
+BOX_WEIGHT = 2.0  # extra loss weight on things: they are a small part of the picture and all of the task
 
 
 class SizePlan(NamedTuple):
@@ -51,130 +59,43 @@ GPU_SIZES = {128: SizePlan(512, 16384, 64), 256: SizePlan(256, 8192, 32), 512: S
 CURRICULUM: tuple[tuple[float, dict[int, float]], ...] = ((0.0, {128: 1.0}), (0.28, {256: 1.0}), (0.50, {256: 0.35, 512: 0.65}))
 
 
-class BusyClock:
-    """Seconds of work against a budget; long gaps between ticks count as `STEP_CAP_S` only."""
-
-    def __init__(self, minutes: float) -> None:
-        self.budget_s, self.used_s = 60 * minutes, 0.0
-        self._last = time.monotonic()
-        self._next: dict[str, float] = {}
-
-    def tick(self) -> None:
-        """Count the time since the last tick."""
-        now = time.monotonic()
-        self.used_s += min(now - self._last, STEP_CAP_S)
-        self._last = now
-
-    def skip(self) -> None:
-        """Leave the time since the last tick out."""
-        self._last = time.monotonic()
-
-    def is_due(self, what: str, seconds: float) -> bool:
-        """True once every so many busy seconds."""
-        due = self.used_s >= self._next.setdefault(what, self.used_s + seconds)
-        if due:
-            self._next[what] = self.used_s + seconds
-        return due
-
-    @property
-    def share(self) -> float:
-        """Used part of the budget, 0 to 1."""
-        return min(1.0, self.used_s / max(self.budget_s, 1e-9))
+def box_weights(scene: Scene, grid: int) -> Tensor:
+    """Loss weight per latent cell, (1, grid, grid): 1 outside the things' boxes, more inside, 1 on average."""
+    weights = torch.ones(1, grid, grid)
+    for x0, y0, x1, y1 in (scene.boxes() * grid).tolist():
+        rows, columns = slice(max(0, int(y0) - 1), int(y1) + 2), slice(max(0, int(x0) - 1), int(x1) + 2)
+        weights[:, rows, columns] = 1.0 + BOX_WEIGHT
+    return weights / weights.mean()
 
 
-def learning_rate_factor(share: float, used_s: float, warm_s: float = 60.0, hold: float = 0.55) -> float:
-    """Short warm-up, constant until `hold` of the budget, then a line down to 2 %."""
-    decay = 1.0 if share < hold else 1.0 - 0.98 * (share - hold) / (1.0 - hold)
-    return min(1.0, 0.02 + used_s / warm_s) * decay
+class LatentPool:
+    """Ring buffer of encoded scenes of one size, each used a few times. Every draw replaces its oldest `fresh` items first."""
 
+    def __init__(self, size: int, plan: SizePlan, coder: Autoencoder, seed: int) -> None:
+        grid = size // 8
+        self.size, self.plan, self.coder = size, plan, coder
+        self.rng = np.random.default_rng([seed, size])
+        self.latents = torch.zeros(plan.capacity, LATENT_CHANNELS, grid, grid)
+        self.ids = torch.zeros(plan.capacity, TEXT_LENGTH, dtype=torch.long)
+        self.weights = torch.ones(plan.capacity, 1, grid, grid)
+        self.filled = self.drawn = 0
 
-def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Scale every group's own base rate."""
-    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
+    def _add(self) -> None:
+        scene, slot = random_scene(self.rng), self.drawn % self.plan.capacity
+        with torch.no_grad():
+            self.latents[slot] = self.coder.encode(to_tensor(scene.render(self.size))[None])[0]
+        self.ids[slot] = torch.tensor(token_ids(scene.caption))
+        self.weights[slot] = box_weights(scene, self.size // 8)
+        self.drawn += 1
+        self.filled = min(self.drawn, self.plan.capacity)
 
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that an interrupt leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-# The autoencoder
-
-
-def fit_autoencoder_code(networks: DemoNetworks, seed: int, count: int = 160) -> None:
-    """Set the linear code from rendered scenes of every size and write it into the encoder."""
-    scenes = [scene_from_seed(seed + i) for i in range(count)]
-    code, offset = fit_code([to_tensor(s.render(size))[None] for s in scenes for size in (128, 256, 512)])
-    networks.vae.code.copy_(code)
-    networks.vae.offset.copy_(offset)
-    networks.vae.install_code()
-
-
-@torch.inference_mode()
-def autoencoder_psnr(networks: DemoNetworks, size: int, count: int = 8) -> float:
-    """Mean PSNR in dB of whole held-out pictures."""
-    device = next(networks.vae.parameters()).device
-    target = torch.stack([to_tensor(s.render(size)) for s in held_out_scenes(count)]).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
-        decoded = networks.vae.decode(networks.vae.encode(target)).float().clamp(0, 1)
-    return float((-10 * (decoded - target).square().mean(dim=(1, 2, 3)).log10()).mean())
-
-
-def train_autoencoder(networks: DemoNetworks, minutes: float, folder: Path, device: torch.device, seed: int) -> None:
-    """Train the decoder on the fixed code, from the checkpoint in `folder` if there is one."""
-    decoder = networks.vae.taesd_decoder
-    nn.utils.convert_conv2d_weight_memory_format(decoder, torch.channels_last)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    clock, step, running = BusyClock(minutes), 0, 0.0
-    if (folder / "vae.pt").is_file():
-        saved = torch.load(folder / "vae.pt", map_location=device)
-        networks.vae.load_state_dict(saved["vae"])
-        optimizer.load_state_dict(saved["optimizer"])
-        clock.used_s, step = saved["used_s"], saved["step"]
-    pool = CropPool(240, seed + step)
-
-    def keep() -> None:
-        state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "step": step}
-        save_checkpoint(folder / "vae.pt", state)
-        save_autoencoder(networks, {"busy_minutes": round(clock.used_s / 60, 1), "steps": step})
-        log.info("vae psnr 128/256/512 px: %s dB", " / ".join(f"{autoencoder_psnr(networks, s):.1f}" for s in (128, 256, 512)))
-        clock.skip()
-
-    clock.skip()
-    while clock.share < 1.0:
-        set_rates([optimizer], learning_rate_factor(clock.share, clock.used_s, warm_s=15.0, hold=0.3))
-        loss = _decoder_step(networks, optimizer, pool.draw(16, 64, 2).to(device))
-        running = 0.97 * running + 0.03 * loss if running else loss
-        step += 1
-        clock.tick()
-        if clock.is_due("report", REPORT_EVERY_S):
-            log.info("vae step %d, %.1f busy min, loss %.4f", step, clock.used_s / 60, running)
-        if clock.is_due("save", SAVE_EVERY_S / 2):
-            keep()
-    keep()
-
-
-def _decoder_step(networks: DemoNetworks, optimizer: torch.optim.Optimizer, crops: Tensor) -> float:
-    with torch.no_grad():
-        latents = networks.vae.encode(crops)
-        latents = latents + VAE_NOISE * torch.rand(len(crops), 1, 1, 1, device=crops.device) * torch.randn_like(latents)
-    with torch.autocast(crops.device.type, torch.bfloat16):
-        decoded = networks.vae.decode(latents.contiguous(memory_format=torch.channels_last))
-    error = decoded.float() - crops
-    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) * 0.5
-    loss = error.abs().mean() + 2 * error.square().mean() + edges
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(networks.vae.taesd_decoder.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-
-# The transformer
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (b, 16, g, g), token ids (b, rows) and loss weights (b, 1, g, g); the first call fills the buffer."""
+        missing = self.plan.capacity - self.filled
+        for _ in range(missing or self.plan.fresh):
+            self._add()
+        rows = torch.from_numpy(self.rng.integers(0, self.filled, self.plan.batch))
+        return self.latents[rows], self.ids[rows], self.weights[rows]
 
 
 class Objective(nn.Module):
@@ -266,23 +187,26 @@ class TransformerTraining:
         state |= {"average_steps": self.average.steps, "used_s": self.clock.used_s, "progress": vars(self.progress)}
         save_checkpoint(self.folder / "dit.pt", state)
         training = {"busy_minutes": round(self.clock.used_s / 60, 1), "steps": self.progress.step, "samples": self.progress.samples}
-        save_transformer(self.average.networks, training)
+        networks = self.average.networks
+        dit = {"unet_config": networks.dit.config.unet_config(), "sampling": SAMPLING, "native_grid": NATIVE_GRID, "training": training}
+        text = {"text_config": TextConfig().model_config(), "vocabulary": VOCABULARY, "aliases": ALIASES, "text_length": TEXT_LENGTH}
+        save_weights("dit", networks.dit.state_dict(), dit, torch.bfloat16)
+        save_weights("text", networks.text.state_dict(), text, torch.float16)
 
     def step(self) -> None:
         """One optimiser step at one picture size."""
         odds = [table for start, table in CURRICULUM if start <= self.clock.share][-1]
         size = int(self.rng.choice(list(odds), p=list(odds.values())))
-        plan = self.sizes[size]
         if size not in self.pools:
-            self.pools[size] = LatentPool(size, plan.capacity, plan.fresh, self.coder, self.seed + self.progress.step)
-        batch = self.pools[size].draw(plan.batch)
+            self.pools[size] = LatentPool(size, self.sizes[size], self.coder, self.seed + self.progress.step)
+        latents, captions, weights = self.pools[size].draw()
         if size not in self.ropes:
-            self.ropes[size] = self.networks.dit.rope(batch.ids.shape[1], size // 8, size // 8, self.device)
+            self.ropes[size] = self.networks.dit.rope(captions.shape[1], size // 8, size // 8, self.device)
         set_rates(self.optimizers, learning_rate_factor(self.clock.share, self.clock.used_s))
-        noise, sigma = torch.randn_like(batch.latents), draw_sigma(len(batch.ids))
+        noise, sigma = torch.randn_like(latents), draw_sigma(len(captions))
         # Some captions are replaced by the empty one, for classifier-free guidance.
-        ids = torch.where(torch.rand(len(batch.ids), 1) < EMPTY_CAPTIONS, caption_ids([""]), batch.ids)
-        parts = (batch.latents, noise, sigma, ids, batch.weights)
+        ids = torch.where(torch.rand(len(captions), 1) < EMPTY_CAPTIONS, caption_ids([""]), captions)
+        parts = (latents, noise, sigma, ids, weights)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.objective(*(p.to(self.device) for p in parts), *self.ropes[size])
         loss.backward()
@@ -292,7 +216,7 @@ class TransformerTraining:
             optimizer.zero_grad(set_to_none=True)
         self.average.update()
         done, found = self.progress, loss.item()
-        done.step, done.samples = done.step + 1, done.samples + len(batch.ids)
+        done.step, done.samples = done.step + 1, done.samples + len(captions)
         done.loss[size] = 0.98 * done.loss.get(size, found) + 0.02 * found
 
     def run(self) -> None:

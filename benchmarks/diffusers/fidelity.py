@@ -2,21 +2,36 @@
 
 The demo model as a `diffusers` pipeline; dense, ours, the paper's method and every peer in one process and in turn, on the same prompts and
 seeds. Writes `diffusers-fidelity.json`, `diffusers-fidelity.md` and a Pareto plot, `diffusers-fidelity.png`.
+
+`with method.change(pipe):` has the pipeline run by a method, and leaves it as it was. Every call of it in the block begins with an empty
+cache. MagCache alone learns something first: its ratios, from its first call with so many steps, which is dense. So each peer is called
+once before it is timed, with the steps that are to be timed; what it learnt stays with the list that `caches` returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from safe_dit_engine.cli.clock import timed
+from safe_dit_engine.guidance import GuidanceConfig
+from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
+from safe_dit_engine.masks.certify import MaskMode
+from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
+from safe_dit_engine.run import SafeConfig
 
 from ..measure.fidelity import options, read, run
 from ..measure.in_turn import Cell, Sample, Shot, rows_through
-from ..measure.methods import Method, named
-from .peers import DENSE, chosen, sweep
+from ..measure.methods import Method, at_our_steps, fewer_steps, named, picked, preset_text
+from ..measure.methods import whole_steps as whole_steps_of
+from ..measure.pareto import AT_OUR_STEPS
+from .caches import Enable, Ratios, cache_dit, faster, first_block, hooked, magnitudes, pyramid, taylor_seer, whole_steps
 
 CAPTION = """\
 `seconds` is the median time of a call of the pipeline without its autoencoder, `seconds_over_dense` the median ratio to the dense run of
@@ -25,6 +40,152 @@ attention leave out attention alone, and compute them all. `default`: the settin
 FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has, so there is that default in proportion as
 well. `skipped`: why a method did not run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on
 purpose."""
+# Name, setting and what is done to the pipeline.
+Setting = tuple[str, str, Enable]
+# What the setting begins with where it is a library's own.
+DEFAULTS = ("default:", "documentation's")
+# DBCache, without and with its TaylorSeer calibrator: the order of that.
+CACHE_DITS = {"cache_dit": 0, "cache_dit_taylorseer": 1}
+# DBCache's default computes 8 blocks first, which the demo model has in all; of the 24 and more of a true model they are a third.
+IN_PROPORTION = "default, in proportion: 3 of 8 blocks first, warm-up 8, threshold 0.08"
+
+
+def unchanged(pipe: Any) -> Any:
+    """The pipeline as it is."""
+    return nullcontext()
+
+
+DENSE = Method("dense", "all steps", unchanged)
+
+
+# Ours
+
+
+@contextmanager
+def accelerated(config: SafeConfig, pipe: Any) -> Iterator[Any]:
+    """The pipeline with a configuration of ours; what tells its report."""
+    with apply(pipe, config) as safe:
+        yield safe
+
+
+def ours() -> list[Method]:
+    """Masks alone, our presets, and the default one with sensitivity-weighted guidance; the preset of the paper goes by that name."""
+    texts = {name: preset_text(name, values) for name, values in PRESETS.items()}
+    guided = replace(preset(DEFAULT_PRESET), guidance=GuidanceConfig())
+    return [
+        Method("dense_fast_path", "without masks that change nothing", partial(accelerated, SafeConfig(masks=MaskMode.ELIDE))),
+        *(Method("paper" if name == "paper" else "ours", text, partial(accelerated, preset(name))) for name, text in texts.items()),
+        Method("safe_sw", texts[DEFAULT_PRESET], partial(accelerated, guided)),
+    ]
+
+
+# Caches
+
+
+def caches() -> list[Method]:
+    """Every setting of every library; what MagCache learns is shared by its settings in this list."""
+    settings = itertools.chain(_cache_dits(), _block_caches(), _mag_caches(), _attention_caches())
+    return [Method(*setting, default=setting[1].startswith(DEFAULTS)) for setting in settings]
+
+
+def defaults() -> list[Method]:
+    """Every library at its default."""
+    return [peer for peer in caches() if peer.default]
+
+
+def with_first_blocks(blocks: int, setting: str, judged_as: str = "") -> list[Method]:
+    """DBCache's default with another number of blocks that are always computed."""
+    values = {"Fn_compute_blocks": blocks}
+    return [Method(name, setting, partial(cache_dit, values, order), judged_as=judged_as) for name, order in CACHE_DITS.items()]
+
+
+def _cache_dits() -> Iterator[Setting]:
+    starts, thresholds = (("1 block", 1, 3), ("1 block", 1, 4), ("4 blocks", 4, 4)), (0.08, 0.16, 0.24, 0.4)
+    for name, order in CACHE_DITS.items():
+        yield name, "default: 8 blocks first, warm-up 8, threshold 0.08", partial(cache_dit, {}, order)
+        for (blocks, first, warmup), threshold in itertools.product(starts, thresholds):
+            values = {"Fn_compute_blocks": first, "max_warmup_steps": warmup, "residual_diff_threshold": threshold}
+            yield name, f"{blocks} first, warm-up {warmup}, threshold {threshold}", partial(cache_dit, values, order)
+
+
+def _block_caches() -> Iterator[Setting]:
+    name = "first_block_cache"
+    yield name, "default: threshold 0.05", hooked(first_block)
+    for threshold in (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4):
+        yield name, f"threshold {threshold}", hooked(partial(first_block, threshold=threshold))
+    name = "taylorseer_cache"
+    yield name, "default: attention, interval 5, from step 3, order 1", hooked(taylor_seer)
+    for lite, interval, first in itertools.product((False, True), (2, 3, 4), (3, 4)):
+        text = f"{'head alone' if lite else 'attention'}, interval {interval}, from step {first}, order 1, float32"
+        values = partial(taylor_seer, lite=lite, full_precision=True, cache_interval=interval, disable_cache_before_step=first)
+        yield name, text, hooked(values)
+
+
+def _mag_caches() -> Iterator[Setting]:
+    name, known = "mag_cache", Ratios()
+    text = "default: threshold 0.06, at most 3 in a row, first 20% dense; own calibration (Flux: the library's)"
+    yield name, text, magnitudes(known)
+    for threshold, most in itertools.product((0.03, 0.12, 0.24, 0.5), (1, 2, 3)):
+        change = magnitudes(known, threshold=threshold, max_skip_steps=most)
+        yield name, f"threshold {threshold}, at most {most} in a row, first 20% dense", change
+
+
+def _attention_caches() -> Iterator[Setting]:
+    name, reaches = "pyramid_attention_broadcast", ((100, 800), (0, 900))
+    for number, (every, reach) in enumerate(itertools.product((2, 3, 4), reaches)):
+        text = f"every {every}, timesteps {reach[0]} to {reach[1]}"
+        yield name, text if number else "documentation's example: every 2nd, timesteps 100 to 800", hooked(partial(pyramid, every=every, reach=reach), one_state=True)
+    name = "faster_cache"
+    yield name, "default: uncond every 5th below 641, attention every 2nd below 681", hooked(faster, one_state=True)
+    for every, reach_, weight in itertools.product((2, 3, 5), (641, 800), (1.0, 1.1)):
+        ranges = {"unconditional_batch_skip_range": every, "unconditional_batch_timestep_skip_range": (-1, reach_)}
+        change = hooked(partial(faster, **ranges, alpha_low_frequency=weight, alpha_high_frequency=weight), one_state=True)
+        yield name, f"uncond every {every} below {reach_}, weight {weight}", change
+
+
+# Lists
+
+
+def sweep() -> list[Method]:
+    """Every setting of everybody; dense is the reference and goes without saying."""
+    borrowed = [*with_first_blocks(3, IN_PROPORTION), *at_our_steps(whole_steps)]
+    return [*ours(), *borrowed, *caches(), *fewer_steps(unchanged), *whole_steps_of(whole_steps)]
+
+
+# On or near the Pareto curve of their family, by rows and PSNR, from a sweep of all settings on two tuning prompts at 256 px, 20 steps.
+CHOSEN: dict[str, tuple[str, ...]] = {
+    "cache_dit": (
+        IN_PROPORTION, "1 block first, warm-up 3, threshold 0.24", "1 block first, warm-up 4, threshold 0.16",
+        "4 blocks first, warm-up 4, threshold 0.16",
+    ),
+    "cache_dit_taylorseer": (
+        IN_PROPORTION, "1 block first, warm-up 3, threshold 0.24", "1 block first, warm-up 4, threshold 0.16",
+        "1 block first, warm-up 3, threshold 0.08",
+    ),
+    "first_block_cache": ("threshold 0.25", "threshold 0.16", "threshold 0.12", "threshold 0.08"),
+    "taylorseer_cache": tuple(
+        f"head alone, interval {interval}, from step {first}, order 1, float32" for interval, first in ((2, 4), (2, 3), (3, 3), (4, 4))
+    ),
+    "mag_cache": tuple(f"threshold 0.5, at most {most} in a row, first 20% dense" for most in (1, 2, 3)),
+    "pyramid_attention_broadcast": ("every 3, timesteps 100 to 800", "every 4, timesteps 100 to 800"),
+    "faster_cache": tuple(f"uncond every {every} below 800, weight {weight}" for every, weight in ((2, 1.0), (3, 1.1), (5, 1.1))),
+    "fewer_steps": tuple(f"{share}% of the steps" for share in (30, 40, 50, 60)),
+    "whole_steps_hold": ("30% early", "40% early", "50% early", "60% early"),
+    "whole_steps_linear": (
+        "30% even, x0.6", "40% even, x0.6", "warm-up 4, 1 of 3, x0.6", "50% early, x0.6", "warm-up 3, 1 of 2, x1.0",
+        "warm-up 4, 1 of 2, x1.0", "60% early, x0.6", "60% early, last, x0.6",
+    ),
+    "whole_steps_taylor": (),
+    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name in PRESETS),
+}  # fmt: skip
+
+
+def chosen() -> list[Method]:
+    """Ours, every library at its default, and the settings in `CHOSEN`."""
+    return picked(sweep(), CHOSEN)
+
+
+# The measurement
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,9 +23,9 @@ from safe_dit_engine.cli.results import environment, markdown_table
 from ..command import log, parser_of, save
 from ..measure.in_turn import Journal, OutOfMemory, Shot, Unsupported, make_in_turn
 from ..measure.methods import Method, named
+from .fidelity import CACHE_DITS, IN_PROPORTION, defaults, ours, unchanged, with_first_blocks
 from .models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, subject_of
-from .peers import CACHE_DITS, IN_PROPORTION, defaults, ours, unchanged, with_first_blocks
-from .speed_figures import BASELINES, COMPARED, Row, compared, fidelity_of, figures_of, plot
+from .speed_figures import BASELINES, Row, fidelity_of, figures_of, plot
 from .speed_meter import Sample, release, sample
 
 NAME = "speed"
@@ -39,6 +39,7 @@ COLUMNS = (
     "rows_computed_share", "blocks_computed_share", "attention_computed_share", "selective_cost_over_share", "psnr_db", "oracle_score",
     "demo_seconds_over_dense", "peak_gb", "reserved_gb", "skipped",
 )  # fmt: skip
+LOGGED = ("model", "resolution", "method", "setting", "seconds", "over_dense", "over_fast_path", "psnr_db", "skipped")
 CAPTION = """\
 One picture, random weights, {device}: `seconds` is the median of the pipeline's time up to the latents, `transformer_seconds` that of its
 transformer. `over_dense` and `over_fast_path`: how many times faster than dense as shipped, and than dense without the masks that change
@@ -98,7 +99,7 @@ def depth_of(model: SpeedModel) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, log the comparison, write JSON, Markdown and plot."""
+    """Measure, log the speeds, write JSON, Markdown and plot."""
     run(parse(argv))
     return 0
 
@@ -137,7 +138,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         speed.publish()
         if measured := [row for row in speed.rows if row["rounds"]]:
             plot(arguments.out / f"{NAME}.png", measured)
-    log.info(markdown_table(speed.comparison, COMPARED))
+    log.info(markdown_table(speed.rows, LOGGED))
     return speed.rows
 
 
@@ -160,7 +161,6 @@ class Speed:
         self.asked: dict[Cell, list[Method]] = {}
         self.refused: dict[Cell, dict[Method, str]] = {}
         self.rows: list[Row] = []
-        self.comparison: list[Row] = []
 
     def is_late(self) -> bool:
         """Whether the next picture might end too late."""
@@ -212,20 +212,17 @@ class Speed:
         """Write JSON and tables: of what was asked for, and of what is known from earlier runs."""
         path = self.arguments.fidelity
         fidelity: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-        self.rows, self.comparison = [], []
+        self.rows = []
         for cell in dict.fromkeys([*(Cell(*key[2:8]) for key in self.journal.known), *self.asked]):
             known = {method: self.journal.records(method, cell) for method in self.methods[cell.model]}
             refused = {method: record["skipped"] for method in known if (record := self.journal.get(method, cell)) is not None}
             refused |= self.refused.get(cell, {})
             known = {m: samples for m, samples in known.items() if samples or m in refused or m in self.asked.get(cell, [])}
-            rows = []
             for method, samples in known.items():
-                figures = figures_of(samples, known, cell.size, cell.steps) | fidelity_of(method, cell.steps, fidelity)
-                rows.append({**asdict(cell), **method.described(), **figures, "skipped": refused.get(method)})
-            self.rows += rows
-            self.comparison += compared(rows, known)
-        result = {"environment": self.machine, "rows": self.rows, "comparison": self.comparison}
-        save(self.arguments.out, NAME, result, page_of(self.arguments, self.rows, self.comparison))
+                figures = figures_of(samples, known, cell.steps) | fidelity_of(method, cell.steps, fidelity)
+                self.rows.append({**asdict(cell), **method.described(), **figures, "skipped": refused.get(method)})
+        text = "\n\n".join([*captions_of(self.arguments), markdown_table(self.rows, COLUMNS)])
+        save(self.arguments.out, NAME, {"environment": self.machine, "rows": self.rows}, text)
 
 
 def built(model: SpeedModel, device: str, dtype: torch.dtype, seed: int) -> Subject | None:
@@ -237,14 +234,13 @@ def built(model: SpeedModel, device: str, dtype: torch.dtype, seed: int) -> Subj
         return None
 
 
-def page_of(arguments: argparse.Namespace, rows: Sequence[Row], comparison: Sequence[Row]) -> str:
-    """The page."""
+def captions_of(arguments: argparse.Namespace) -> list[str]:
+    """What stands above the table."""
     on_cpu = arguments.device == "cpu"
     words = {"device": "on a CPU" if on_cpu else "on a GPU", "resident": "; on a CPU, the resident set of the process" if on_cpu else ""}
-    parts = [NO_GPU] if on_cpu else []
-    parts.append(CAPTION.format(fidelity=f"`{arguments.fidelity.name}`", **words))
+    parts = [NO_GPU] * on_cpu + [CAPTION.format(fidelity=f"`{arguments.fidelity.name}`", **words)]
     if arguments.small:
         size, small = min(arguments.sizes), LUMINA_NEXT.scaled_down().config
         shares = {"small": attention_share(small, size), "true": attention_share(LUMINA_NEXT.config, 2048)}
-        parts.append(SMALL_CAPTION.format(sizes=", ".join(str(size) for size in arguments.sizes), size=size, **shares))
-    return "\n\n".join([*parts, markdown_table(comparison, COMPARED), markdown_table(rows, COLUMNS)])
+        parts.append(SMALL_CAPTION.format(sizes=", ".join(map(str, arguments.sizes)), size=size, **shares))
+    return parts

@@ -9,14 +9,13 @@ from typing import Any
 
 from ..command import panels
 from ..measure.methods import Method
-from .models import image_tokens
 
 Row = dict[str, Any]
 Samples = Mapping[Method, Sequence[Row]]
 Lines = dict[str, list[tuple[int, float]]]
 
 BASELINES = ("dense", "dense_fast_path")
-OWN = (*BASELINES, "paper", "ours", "safe_sw")
+# Rows beside those of dense, by what is counted.
 SHARES = {
     "rows_computed_share": "middle_rows",
     "blocks_computed_share": "feed_forward_rows",
@@ -24,9 +23,6 @@ SHARES = {
 }
 # Figures of the fidelity measurement, by their names here.
 JOINED = {"psnr_db": "psnr_db", "ssim": "ssim", "oracle_score": "oracle_score", "demo_seconds_over_dense": "seconds_over_dense"}
-COMPARED = (
-    "model", "resolution", "setting", "over_dense", "over_fast_path", "psnr_db", "fastest_peer", "peer_psnr_db", "over_fastest_peer",
-)  # fmt: skip
 PANELS = (
     ("seconds", "seconds per picture", "log"),
     ("over_dense", "times faster than dense as shipped", "linear"),
@@ -40,27 +36,22 @@ DASHES = {"ours, quality": ":", "ours, fast": "--"}
 # Rows
 
 
-def figures_of(samples: Sequence[Row], of_cell: Samples, size: int, steps: int) -> Row:
+def figures_of(samples: Sequence[Row], of_cell: Samples, steps: int) -> Row:
     """What the samples of a method come to beside both baselines of its cell; figures that cannot be had are None."""
     baselines = {method.name: found for method, found in of_cell.items()}
     dense, fast = (baselines.get(name, []) for name in BASELINES)
-    peak, reserved = (
-        max((sample[key] for sample in samples if sample[key] is not None), default=None) for key in ("peak_bytes", "reserved_bytes")
-    )
+    peaks = {key: max((sample[key] for sample in samples if sample[key]), default=None) for key in ("peak_bytes", "reserved_bytes")}
     return {
-        "image_tokens": image_tokens(size),
         "rounds": len(samples),
         "seconds": middle(sample["seconds"] for sample in samples),
         "transformer_seconds": middle(sample["transformer_seconds"] for sample in samples),
-        "over_dense": faster(dense, samples),
-        "over_fast_path": faster(fast, samples),
+        "over_dense": middle(other["seconds"] / sample["seconds"] for other, sample in zip(dense, samples)),
+        "over_fast_path": middle(other["seconds"] / sample["seconds"] for other, sample in zip(fast, samples)),
         **{share: middle(sample[key] / other[key] for other, sample in zip(dense or fast, samples)) for share, key in SHARES.items()},
         "selective_cost_over_share": middle(selective_cost(sample, other, steps) for other, sample in zip(fast, samples)),
-        "peak_bytes": peak,
-        "reserved_bytes": reserved,
+        **peaks,
         # In 10^9 bytes.
-        "peak_gb": peak and peak / 1e9,
-        "reserved_gb": reserved and reserved / 1e9,
+        **{key.replace("bytes", "gb"): value and value / 1e9 for key, value in peaks.items()},
         "notes": sorted({note for sample in samples for note in sample["notes"]}),
     }
 
@@ -69,11 +60,6 @@ def middle(values: Iterable[float | None]) -> float | None:
     """The median; None without any value."""
     found = [value for value in values if value is not None]
     return statistics.median(found) if found else None
-
-
-def faster(others: Sequence[Row], samples: Sequence[Row]) -> float | None:
-    """How many times faster samples were than others of the same rounds."""
-    return middle(other["seconds"] / sample["seconds"] for other, sample in zip(others, samples))
 
 
 def selective_cost(sample: Row, fast: Row, steps: int) -> float | None:
@@ -89,20 +75,6 @@ def fidelity_of(method: Method, steps: int, fidelity: Sequence[Row]) -> Row:
     same = [row for row in fidelity if (row["method"], row["setting"]) == judged]
     nearest = min(same, key=lambda row: abs(row["steps"] - steps), default={})
     return {name: nearest.get(key) for name, key in JOINED.items()}
-
-
-def compared(rows: Sequence[Row], of_cell: Samples) -> list[Row]:
-    """Each of our presets beside the fastest peer of its cell; rows are in the order of the methods."""
-    pairs = [(row, samples) for row, samples in zip(rows, of_cell.values(), strict=True) if samples]
-    peers = [(row, samples) for row, samples in pairs if row["method"] not in OWN]
-    peer, of_peer = min(peers, key=lambda pair: float(pair[0]["seconds"]), default=({}, []))
-    found = []
-    for row, samples in pairs:
-        if row["method"] == "ours":
-            own = {key: row[key] for key in COMPARED if key in row} | {"setting": row["setting"].partition(":")[0]}
-            beside = {"fastest_peer": peer.get("method"), "peer_psnr_db": peer.get("psnr_db")}
-            found.append({**own, **beside, "over_fastest_peer": faster(of_peer, samples)})
-    return found
 
 
 # The plot

@@ -1,7 +1,7 @@
-"""A blind study anyone can run: `python -m benchmarks study page|analyse|simulate`.
+"""A blind study anyone can run: `python -m benchmarks study page|analyse`.
 
 `page` makes one self-contained web page of two folders of pictures; whoever opens it says, pair by pair and blind, which picture is
-better. `analyse` judges the votes it exports; `simulate` tells before a study how many votes it needs.
+better. `analyse` judges the votes it exports.
 
 The score is the share of votes that prefer the accelerated picture, plus half the ties; 0.5 is no preference. The accelerated pictures are
 *non-inferior* when a one-sided lower confidence bound of the score lies above 0.5 - margin.
@@ -14,7 +14,7 @@ ratio to that of independent votes, the design effect, widens the quantile, whic
 are clusters. The bound is never tighter than that of independent votes. A single voter's votes speak for that voter only; two or three
 voters can hardly speak for all others, and the bound says so.
 
-Power, at 400 votes, 45 % ties, margin 0.05, confidence 0.95 (`simulate`; the tests hold these figures): votes without any preference pass
+Power, at 400 votes, 45 % ties, margin 0.05, confidence 0.95 (simulated; the tests hold these figures): votes without any preference pass
 in 85 % of studies with one voter, 74 % with ten, 77 % with twenty; 90 % would take 470 votes of one voter. Votes that prefer the dense
 picture 15 points more often (a score of 0.425) pass in 0.2 %. At the margin itself (a score of 0.45) about 5 % pass, also when voters
 differ (spread 0.15), where a bound that takes votes for independent would let pass 15 % with ten voters and 30 % with two.
@@ -58,7 +58,7 @@ class StudyError(ValueError):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three commands."""
+    """Run one of the two commands."""
     arguments = parse(argv)
     try:
         arguments.command(arguments)
@@ -84,18 +84,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     analyse.add_argument("votes", type=Path, nargs="+")
     analyse.add_argument("--out", type=Path, default=Path("output/study"))
     analyse.set_defaults(command=run_analyse)
-    simulate = commands.add_parser("simulate", help="share of studies that would come out as non-inferior")
-    simulate.add_argument("--votes", type=int, default=400)
-    simulate.add_argument("--voters", type=int, default=1)
-    simulate.add_argument("--ties", type=float, default=0.45, help="share of ties")
-    simulate.add_argument("--loss", type=float, default=0.0, help="by how much dense is preferred more often (0.15: 15 points)")
-    simulate.add_argument("--spread", type=float, default=0.0, help="standard deviation of that loss between voters")
-    simulate.add_argument("--studies", type=int, default=2000)
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.set_defaults(command=run_simulate)
-    for command in (analyse, simulate):
-        command.add_argument("--margin", type=between(0.0, 0.5), default=0.05)
-        command.add_argument("--confidence", type=between(0.5, 1.0), default=0.95)
+    analyse.add_argument("--margin", type=between(0.0, 0.5), default=0.05)
+    analyse.add_argument("--confidence", type=between(0.5, 1.0), default=0.95)
     return parser.parse_args(argv)
 
 
@@ -363,36 +353,3 @@ def per_voter(votes: Sequence[Vote]) -> list[dict[str, Any]]:
         counts = {"accelerated": scores.count(1.0), "ties": scores.count(0.5), "dense": scores.count(0.0)}
         rows.append({"voter": voter, "votes": len(scores), **counts, "score": float(np.mean(scores))})
     return rows
-
-
-# The plan
-
-
-def run_simulate(arguments: argparse.Namespace) -> None:
-    """Print the share of simulated studies that come out as non-inferior."""
-    if arguments.votes < 2 or arguments.voters < 1 or arguments.studies < 1:
-        raise StudyError("`--votes` must be at least 2, `--voters` and `--studies` at least 1.")
-    if not 0.0 <= arguments.ties <= 1.0 - abs(arguments.loss):
-        raise StudyError("`--ties` and `--loss` are shares of all votes and must not exceed 1 together.")
-    drawn = np.random.default_rng(arguments.seed)
-    row = {key: vars(arguments)[key] for key in ("votes", "voters", "ties", "loss", "spread")}
-    passed = passing_share(drawn, arguments.studies, tuple(row.values()), arguments.margin, arguments.confidence)
-    row |= {"score": 0.5 - arguments.loss / 2, "studies": arguments.studies, NON_INFERIOR: passed}
-    log.info(markdown_table([row], list(row)))
-
-
-def passing_share(drawn: np.random.Generator, studies: int, electorate: tuple[Any, ...], margin: float, confidence: float) -> float:
-    """Share of simulated studies whose verdict is non-inferior; `electorate`: what `simulated` takes."""
-    verdicts = [judge(*simulated(drawn, *electorate), margin, confidence)["verdict"] for _ in range(studies)]
-    return verdicts.count(NON_INFERIOR) / studies
-
-
-def simulated(
-    drawn: np.random.Generator, votes: int, voters: int, ties: float, loss: float, spread: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, voters and pairs of one study in which all voters see the same pairs once."""
-    pairs, voter = np.divmod(np.arange(votes), voters)
-    losses = loss + spread * drawn.standard_normal(voters)[voter]
-    wins = np.clip((1.0 - ties - losses) / 2, 0.0, 1.0 - ties)
-    chance = drawn.random(votes)
-    return np.where(chance < wins, 1.0, np.where(chance < wins + ties, 0.5, 0.0)), voter, pairs

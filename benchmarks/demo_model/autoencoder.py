@@ -1,0 +1,190 @@
+"""Training of the demo model's autoencoder, and what both phases of training share: a clock, learning rates, checkpoints, weight files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from safe_dit_engine.demo.network import LATENT_CHANNELS, fit_code
+from safe_dit_engine.demo.weights import FILES, WEIGHTS_FOLDER, DemoNetworks
+
+from .scenes import held_out_scenes, random_scene, scene_from_seed
+
+log = logging.getLogger("safe_dit.demo")
+
+VERSION = "1"
+STEP_CAP_S = 6.0  # a longer step was a pause or a compilation, not work
+REPORT_EVERY_S, SAVE_EVERY_S = 20.0, 240.0
+NOISE = 0.06
+
+
+class BusyClock:
+    """Seconds of work against a budget; long gaps between ticks count as `STEP_CAP_S` only."""
+
+    def __init__(self, minutes: float) -> None:
+        self.budget_s, self.used_s = 60 * minutes, 0.0
+        self._last = time.monotonic()
+        self._next: dict[str, float] = {}
+
+    def tick(self) -> None:
+        """Count the time since the last tick."""
+        now = time.monotonic()
+        self.used_s += min(now - self._last, STEP_CAP_S)
+        self._last = now
+
+    def skip(self) -> None:
+        """Leave the time since the last tick out."""
+        self._last = time.monotonic()
+
+    def is_due(self, what: str, seconds: float) -> bool:
+        """True once every so many busy seconds."""
+        due = self.used_s >= self._next.setdefault(what, self.used_s + seconds)
+        if due:
+            self._next[what] = self.used_s + seconds
+        return due
+
+    @property
+    def share(self) -> float:
+        """Used part of the budget, 0 to 1."""
+        return min(1.0, self.used_s / max(self.budget_s, 1e-9))
+
+
+def learning_rate_factor(share: float, used_s: float, warm_s: float = 60.0, hold: float = 0.55) -> float:
+    """Short warm-up, constant until `hold` of the budget, then a line down to 2 %."""
+    decay = 1.0 if share < hold else 1.0 - 0.98 * (share - hold) / (1.0 - hold)
+    return min(1.0, 0.02 + used_s / warm_s) * decay
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Scale every group's own base rate."""
+    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that an interrupt leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def save_weights(name: str, state: dict[str, Tensor], fields: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write one of the weight files that ship; it appears whole or not at all."""
+    path = WEIGHTS_FOLDER / FILES[name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "version": VERSION, **{key: json.dumps(value) for key, value in fields.items()}}
+    part = path.with_suffix(".part")
+    save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, part, metadata)
+    part.chmod(0o644)
+    os.replace(part, path)
+
+
+def to_tensor(picture: np.ndarray) -> Tensor:
+    """(h, w, 3) array -> (3, h, w) tensor."""
+    return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+
+
+# The autoencoder
+
+
+class CropPool:
+    """Ring buffer of rendered pictures of mixed sizes, from which square crops are cut."""
+
+    def __init__(self, capacity: int, seed: int, sizes: tuple[int, ...] = (128, 256, 256, 512)) -> None:
+        self.rng = np.random.default_rng([seed, 1])
+        self.sizes, self.capacity = sizes, capacity
+        self.pictures: list[Tensor] = []
+
+    def _add(self) -> None:
+        picture = to_tensor(random_scene(self.rng).render(int(self.rng.choice(self.sizes))))
+        self.pictures = [*self.pictures[-self.capacity + 1 :], picture]
+
+    def draw(self, count: int, crop: int, fresh: int) -> Tensor:
+        """Crops, (count, 3, crop, crop), on 8 px steps."""
+        for _ in range(fresh if len(self.pictures) == self.capacity else self.capacity - len(self.pictures)):
+            self._add()
+        return torch.stack([self._crop(self.pictures[i], crop) for i in self.rng.integers(0, self.capacity, count)])
+
+    def _crop(self, picture: Tensor, crop: int) -> Tensor:
+        y, x = (8 * int(self.rng.integers(0, (picture.shape[1] - crop) // 8 + 1)) for _ in range(2))
+        return picture[:, y : y + crop, x : x + crop]
+
+
+def fit_autoencoder_code(networks: DemoNetworks, seed: int, count: int = 160) -> None:
+    """Set the linear code from rendered scenes of every size and write it into the encoder."""
+    scenes = [scene_from_seed(seed + i) for i in range(count)]
+    code, offset = fit_code([to_tensor(s.render(size))[None] for s in scenes for size in (128, 256, 512)])
+    networks.vae.code.copy_(code)
+    networks.vae.offset.copy_(offset)
+    networks.vae.install_code()
+
+
+@torch.inference_mode()
+def autoencoder_psnr(networks: DemoNetworks, size: int, count: int = 8) -> float:
+    """Mean PSNR in dB of whole held-out pictures."""
+    device = next(networks.vae.parameters()).device
+    target = torch.stack([to_tensor(s.render(size)) for s in held_out_scenes(count)]).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        decoded = networks.vae.decode(networks.vae.encode(target)).float().clamp(0, 1)
+    return float((-10 * (decoded - target).square().mean(dim=(1, 2, 3)).log10()).mean())
+
+
+def train_autoencoder(networks: DemoNetworks, minutes: float, folder: Path, device: torch.device, seed: int) -> None:
+    """Train the decoder on the fixed code, from the checkpoint in `folder` if there is one."""
+    decoder = networks.vae.taesd_decoder
+    nn.utils.convert_conv2d_weight_memory_format(decoder, torch.channels_last)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    clock, step, running = BusyClock(minutes), 0, 0.0
+    if (folder / "vae.pt").is_file():
+        saved = torch.load(folder / "vae.pt", map_location=device)
+        networks.vae.load_state_dict(saved["vae"])
+        optimizer.load_state_dict(saved["optimizer"])
+        clock.used_s, step = saved["used_s"], saved["step"]
+    pool = CropPool(240, seed + step)
+
+    def keep() -> None:
+        state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "step": step}
+        save_checkpoint(folder / "vae.pt", state)
+        training = {"busy_minutes": round(clock.used_s / 60, 1), "steps": step}
+        save_weights("vae", networks.vae.stock_state(), {"latent_channels": LATENT_CHANNELS, "training": training}, torch.float16)
+        log.info("vae psnr 128/256/512 px: %s dB", " / ".join(f"{autoencoder_psnr(networks, s):.1f}" for s in (128, 256, 512)))
+        clock.skip()
+
+    clock.skip()
+    while clock.share < 1.0:
+        set_rates([optimizer], learning_rate_factor(clock.share, clock.used_s, warm_s=15.0, hold=0.3))
+        loss = _decoder_step(networks, optimizer, pool.draw(16, 64, 2).to(device))
+        running = 0.97 * running + 0.03 * loss if running else loss
+        step += 1
+        clock.tick()
+        if clock.is_due("report", REPORT_EVERY_S):
+            log.info("vae step %d, %.1f busy min, loss %.4f", step, clock.used_s / 60, running)
+        if clock.is_due("save", SAVE_EVERY_S / 2):
+            keep()
+    keep()
+
+
+def _decoder_step(networks: DemoNetworks, optimizer: torch.optim.Optimizer, crops: Tensor) -> float:
+    with torch.no_grad():
+        latents = networks.vae.encode(crops)
+        latents = latents + NOISE * torch.rand(len(crops), 1, 1, 1, device=crops.device) * torch.randn_like(latents)
+    with torch.autocast(crops.device.type, torch.bfloat16):
+        decoded = networks.vae.decode(latents.contiguous(memory_format=torch.channels_last))
+    error = decoded.float() - crops
+    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) * 0.5
+    loss = error.abs().mean() + 2 * error.square().mean() + edges
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(networks.vae.taesd_decoder.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
