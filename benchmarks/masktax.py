@@ -1,8 +1,8 @@
 """What a mask costs attention that does not need it: `python -m benchmarks masktax --out DIR`.
 
 Every way to write the same attention runs in turn, so that a slow moment of the machine hits all of them: without a mask, with masks that
-change nothing, with key padding, FlexAttention, and ours (`safe_dit_engine.masks.sdpa`) given the very same masks. Outputs are compared
-before anything is timed. Writes `masktax.json` (a row a method and one `summary` row a cell), `masktax.md` and `masktax.png`.
+change nothing, with key padding, and ours (`safe_dit_engine.masks.sdpa`) given the very same masks. Outputs are compared before anything is
+timed. Writes `masktax.json` (a row a method and one `summary` row a cell), `masktax.md` and `masktax.png`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from safe_dit_engine.masks.sdpa import AttentionOverride, kernel_of, sdpa
 from .command import log, panels, parser_of, save
 
 Call = Callable[[], Tensor]
-Flex = Callable[[Tensor, Tensor, Tensor, Tensor], Call]
 Times = dict[str, list[float]]
 Rows = list[dict[str, Any]]
 
@@ -52,12 +51,11 @@ RATIOS = {
     "padded_over_ours": ("key_padding", "ours_padding"),
     "ours_padding_over_trimmed": ("ours_padding", "mask_free_trimmed"),
     "override_idle_over_direct": ("override_idle", "override_direct"),
-    "flex_over_mask_free": ("flex", "mask_free"),
     # The same work twice: how far from one a ratio is that should be one.
     "direct_over_mask_free": ("override_direct", "mask_free"),
 }
 CELL = ("tokens", "head_dim", "dtype")
-COLUMNS = (*CELL, "method", "seconds", "over_mask_free", "kernel", "cuda_kernel", "peak_bytes", "max_diff", "rounds", "skipped")
+COLUMNS = (*CELL, "method", "seconds", "over_mask_free", "kernel", "peak_bytes", "max_diff", "rounds")
 SUMMARY_COLUMNS = (*CELL, *RATIOS, "paper", "skipped")
 CAPTION = """\
 Ratios of time: the median over rounds of the ratio within a round. `masked_over_ours` is the mask tax that is saved; `paper` is what the
@@ -67,10 +65,9 @@ METHODS_CAPTION = """\
 `redundant_bool`: an all-True mask `[1, 1, 1, N]` as models build it, an expanded view of `[B, heads, N, N]` that is not written out.
 `additive_zeros`: zeros `[1, 1, 1, N]`, not expanded. `key_padding`: boolean, the last eighth of the keys masked, expanded as well.
 `mask_free_trimmed`: no mask, and only the other keys. `ours_*`: `sdpa` on the same masks; the verdict on a mask is made once, before the
-clock starts. `flex`: FlexAttention compiled, its block mask made from the all-True mask before the clock starts. `override_idle`: a plain
-function through the override that ComfyUI calls, with nothing to do; `override_direct`: the same function without it. `seconds`: median of
-one call. `kernel`: what torch chooses for the tensors that reach it; `cuda_kernel`: the longest kernel that the profiler saw. `peak_bytes`:
-what one call allocates, known on a GPU only. `max_diff`: largest difference to the masked call, as a share of its largest value."""
+clock starts. `override_idle`: a plain function through the override that ComfyUI calls, with nothing to do; `override_direct`: the same
+function without it. `seconds`: median of one call. `kernel`: what torch chooses for the tensors that reach it. `peak_bytes`: what one call
+allocates, known on a GPU only. `max_diff`: largest difference to the masked call, as a share of its largest value."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=25, help="at most; fewer where calls are long")
     parser.add_argument("--mask-gib", type=float, help="leave out cells whose mask, written out, would be larger")
-    parser.add_argument("--without", nargs="+", choices=["flex"], default=[])
     arguments = parser.parse_args(argv)
     arguments.dtypes = DTYPES[arguments.device]
     if arguments.mask_gib is None:
@@ -131,41 +127,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 # One cell
 
 
-def compiled_flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Call:
-    """FlexAttention with a boolean mask of keys `[..., N]` as its mask function."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    # Each cell is compiled for its own shape, however many came before.
-    torch._dynamo.reset()
-    kept, tokens = mask[0, 0, 0], q.shape[-2]
-    block_mask = create_block_mask(lambda b, h, query, key: kept[key], None, None, tokens, tokens, device=q.device.type)
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def call() -> Tensor:
-        out: Tensor = compiled(q, k, v, block_mask=block_mask)
-        return out
-
-    return call
-
-
-def measure(cell: Cell, arguments: argparse.Namespace, ours: Callable[..., Tensor] = sdpa, flex: Flex = compiled_flex) -> Rows:
-    """The rows of one cell, its summary last; only that where the cell is left out.
-
-    `ours` has the signature of `sdpa`; `flex` makes the call from queries, keys, values and a mask.
-    """
+def measure(cell: Cell, arguments: argparse.Namespace, ours: Callable[..., Tensor] = sdpa) -> Rows:
+    """The rows of one cell, its summary last; only that where the cell is left out. `ours` has the signature of `sdpa`."""
     if cell.mask_gib() > arguments.mask_gib:
         return rows_of(cell, {}, {}, f"the mask would take {cell.mask_gib():.3g} GiB, more than {arguments.mask_gib:.3g}")
     # Not inference mode: its tensors do not say when they are written to, so that a verdict on them lasts one call.
     with torch.no_grad():
-        calls, make_flex = _calls(cell, arguments.seed, ours, flex)
+        calls = _calls(cell, arguments.seed, ours)
         found = _facts_of(calls, cell)
-        if "flex" not in arguments.without:
-            _add_flex(make_flex, calls, found, cell)
         return rows_of(cell, found, timings(calls, cell.device, arguments.rounds))
 
 
-def _calls(cell: Cell, seed: int, ours: Callable[..., Tensor], flex: Flex) -> tuple[dict[str, Call], Callable[[], Call]]:
-    """Everything that is timed, and what makes FlexAttention. Calls whose ratio should be one have none with a large mask between them.
+def _calls(cell: Cell, seed: int, ours: Callable[..., Tensor]) -> dict[str, Call]:
+    """Everything that is timed; calls whose ratio should be one have none with a large mask between them.
 
     The boolean masks `[1, heads, N, N]` share their rows: all True, and without the last eighth of the keys.
     """
@@ -174,7 +148,7 @@ def _calls(cell: Cell, seed: int, ours: Callable[..., Tensor], flex: Flex) -> tu
     redundant, padding = (m.expand(1, cell.heads, cell.tokens, cell.tokens) for m in (keys, keys.clone()))
     padding[0, 0, 0, kept:] = False
     plain, override = F.scaled_dot_product_attention, AttentionOverride(MaskLedger(), None, None)
-    calls: dict[str, Call] = {
+    return {
         "redundant_bool": partial(plain, q, k, v, attn_mask=redundant),
         "ours_redundant": partial(ours, q, k, v, redundant, ledger=MaskLedger()),
         "mask_free": partial(plain, q, k, v),
@@ -185,7 +159,6 @@ def _calls(cell: Cell, seed: int, ours: Callable[..., Tensor], flex: Flex) -> tu
         "key_padding": partial(plain, q, k, v, attn_mask=padding),
         "additive_zeros": partial(plain, q, k, v, attn_mask=torch.zeros_like(keys, dtype=q.dtype)),
     }
-    return calls, partial(flex, q, k, v, redundant)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, skip_reshape: bool = False) -> Tensor:
@@ -210,63 +183,30 @@ class _Watch(TorchFunctionMode):
 
 def _facts_of(calls: Mapping[str, Call], cell: Cell) -> dict[str, dict[str, Any]]:
     """Difference, kernel and memory of every call; raises where an output is wrong."""
-    expected = {True: calls["key_padding"](), False: calls["redundant_bool"]()}
+    masked, padded = calls["redundant_bool"]().double(), calls["key_padding"]().double()
     found = {}
     for name, call in calls.items():
+        expected = padded if name in PADDED else masked
         with _Watch() as watch:
-            difference = _difference(name, call(), expected[name in PADDED])
-        found[name] = {"max_diff": difference, "kernel": ", ".join(dict.fromkeys(watch.kernels)), **_seen_on(cell.device, call)}
+            out = call()
+        off = float((out.double() - expected).abs().max() / expected.abs().max())
+        if not off <= TOLERANCE[cell.dtype]:
+            raise RuntimeError(f"the output of `{name}` must equal that of the masked call; it is off by {off:.2g} of the largest value")
+        kernels = ", ".join(dict.fromkeys(watch.kernels))
+        found[name] = {"max_diff": off, "kernel": kernels, "peak_bytes": _peak_bytes(cell.device, call)}
     return found
 
 
-def _difference(name: str, out: Tensor, expected: Tensor) -> float:
-    difference = float((out.double() - expected.double()).abs().max() / expected.double().abs().max())
-    if not difference <= TOLERANCE[expected.dtype]:
-        raise RuntimeError(f"the output of `{name}` must equal that of the masked call; it is off by {difference:.2g} of the largest value")
-    return difference
-
-
-def _add_flex(make: Callable[[], Call], calls: dict[str, Call], found: dict[str, dict[str, Any]], cell: Cell) -> None:
-    """FlexAttention and its facts, or why it has no figure here: no compiler, a head dim it does not take, a wrong output."""
-    try:
-        call = make()
-        difference = _difference("flex", call(), calls["redundant_bool"]())
-    # All that compilers raise is a RuntimeError; an ImportError comes from a torch without FlexAttention.
-    except (RuntimeError, ValueError, ImportError) as error:
-        found["flex"] = {"skipped": f"not available: {_short(error)}"}
-        return
-    calls["flex"], found["flex"] = call, {"max_diff": difference, "kernel": "flex", **_seen_on(cell.device, call)}
-
-
-def _short(error: Exception) -> str:
-    """An error in one line: compilers say what they were doing first, and what went wrong after it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join([f"{type(error).__name__}:", *lines[:2]])[:160].replace("|", "/")
-
-
-def _seen_on(device: str, call: Call) -> dict[str, Any]:
-    """What only a GPU tells: the longest kernel of a call, and the most that was allocated during it."""
+def _peak_bytes(device: str, call: Call) -> int | None:
+    """The most that was allocated during a call, on a GPU."""
     if device != "cuda":
-        return {"cuda_kernel": None, "peak_bytes": None}
+        return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
-    return {"peak_bytes": torch.cuda.max_memory_allocated() - before, "cuda_kernel": _longest_kernel(call)}
-
-
-def _longest_kernel(call: Call) -> str | None:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        call()
-        torch.cuda.synchronize()
-    events = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
-    if not events:
-        return None
-    name = str(max(events, key=lambda event: event.self_device_time_total).key)
-    return name.removeprefix("void ").split("<")[0].split("(")[0]
+    return torch.cuda.max_memory_allocated() - before
 
 
 # Time
@@ -312,13 +252,11 @@ def ratio(times: Times, above: str, below: str) -> float | None:
 
 def rows_of(cell: Cell, found: Mapping[str, Row], times: Times, skipped: str | None = None) -> Rows:
     """A row a method, and the summary last."""
-    described, rows = cell.described(), []
+    described = cell.described()
+    rows = []
     for name, facts in found.items():
-        figures: dict[str, Any] = {}
-        if name in times:
-            over = ratio(times, name, "mask_free")
-            figures = {"seconds": statistics.median(times[name]), "over_mask_free": over, "rounds": len(times[name])}
-        rows.append({**dict.fromkeys(COLUMNS), **described, **facts, **figures, "method": name})
+        figures = {"seconds": statistics.median(times[name]), "over_mask_free": ratio(times, name, "mask_free"), "rounds": len(times[name])}
+        rows.append({**described, "method": name, **figures, **facts})
     ratios = {name: ratio(times, *pair) for name, pair in RATIOS.items()}
     paper = paper_figure(cell.tokens, cell.head_dim)
     return [*rows, {**described, "method": SUMMARY, **ratios, "paper": paper, "skipped": skipped}]

@@ -19,14 +19,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import (
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
-    hooks,
-)
+from diffusers import hooks
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 from diffusers.models.cache_utils import CacheMixin
@@ -49,11 +42,11 @@ Ratios = WeakKeyDictionary[nn.Module, dict[int, list[float]]]
 
 # Not every class of transformers has `enable_cache`.
 ATTACH = {
-    FirstBlockCacheConfig: hooks.apply_first_block_cache,
-    TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
-    MagCacheConfig: hooks.apply_mag_cache,
-    PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
-    FasterCacheConfig: hooks.apply_faster_cache,
+    hooks.FirstBlockCacheConfig: hooks.apply_first_block_cache,
+    hooks.TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
+    hooks.MagCacheConfig: hooks.apply_mag_cache,
+    hooks.PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
+    hooks.FasterCacheConfig: hooks.apply_faster_cache,
 }
 # What peers put on modules where something may stand already.
 HIDDEN = ("forward", "_diffusers_hook")
@@ -240,7 +233,7 @@ def _registered(transformer: nn.Module) -> Iterator[None]:
 def first_block(pipe: Any, **values: Any) -> Any:
     """FirstBlockCache."""
     _check_end(pipe, "FirstBlockCache")
-    return FirstBlockCacheConfig(**values)
+    return hooks.FirstBlockCacheConfig(**values)
 
 
 def _check_end(pipe: Any, name: str) -> None:
@@ -253,14 +246,14 @@ def taylor_seer(pipe: Any, lite: bool = False, full_precision: bool = False, **v
     traits = traits_of(pipe.transformer)
     if lite:
         _check_end(pipe, "TaylorSeer on the head alone")
+    values |= {"taylor_factors_dtype": torch.float32} if full_precision else {}
     skipped, cached = ([traits.blocks], [traits.head]) if lite else (None, [traits.attentions])
-    precision = {"taylor_factors_dtype": torch.float32} if full_precision else {}
-    return TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **precision, **values)
+    return hooks.TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **values)
 
 
 def pyramid(pipe: Any, every: int, reach: tuple[int, int]) -> Any:
     """Pyramid Attention Broadcast on self-attention."""
-    return PyramidAttentionBroadcastConfig(every, None, None, reach, current_timestep_callback=partial(_timestep, pipe))
+    return hooks.PyramidAttentionBroadcastConfig(every, None, None, reach, current_timestep_callback=partial(_timestep, pipe))
 
 
 def faster(pipe: Any, **values: Any) -> Any:
@@ -270,7 +263,7 @@ def faster(pipe: Any, **values: Any) -> Any:
         raise Unsupported("FasterCache takes the second half of each tensor of a batch for the prompt's, which it is not here.")
     halves = {"_unconditional_conditional_input_kwargs_identifiers": list(traits.halves)}
     given = {"tensor_format": "BCHW", "is_guidance_distilled": traits.distilled, "current_timestep_callback": partial(_timestep, pipe)}
-    return FasterCacheConfig(**given, **halves, **values)
+    return hooks.FasterCacheConfig(**given, **halves, **values)
 
 
 # MagCache
@@ -287,7 +280,7 @@ def _magnitudes(known: Ratios, values: Arguments, pipe: Any, arguments: Argument
     shipped = {steps: FLUX_MAG_RATIOS.tolist()} if type(pipe.transformer).__name__ == "FluxTransformer2DModel" else {}
     of_steps = known.setdefault(pipe.transformer, shipped)
     printed = io.StringIO()
-    config = MagCacheConfig(num_inference_steps=steps, mag_ratios=of_steps.get(steps), calibrate=steps not in of_steps, **values)
+    config = hooks.MagCacheConfig(num_inference_steps=steps, mag_ratios=of_steps.get(steps), calibrate=steps not in of_steps, **values)
     # Calibration prints what it found, and keeps it nowhere else.
     with redirect_stdout(printed) if config.calibrate else nullcontext(), _hooked(lambda _: config, False, pipe, arguments):
         yield
@@ -343,13 +336,12 @@ class WholeSteps:
     known: list[Known] = field(default_factory=list)
     outputs: dict[int, Any] = field(default_factory=dict)
 
-    def is_computed(self) -> bool:
-        """Whether the present step is."""
+    def _is_computed(self) -> bool:
         return not self.known or _step(self.scheduler) in self.place(len(self.scheduler.timesteps))
 
     def forward(self, original: Callable[..., Any], number: int, args: Any, kwargs: Any) -> Any:
         """The transformer, or what it gave last, of which only the shape counts."""
-        if self.is_computed():
+        if self._is_computed():
             self.outputs[number] = original(*args, **kwargs)
         return self.outputs[number]
 
@@ -360,7 +352,7 @@ class WholeSteps:
         prediction = prediction_of(self.scheduler, sigma)
         if timetable is None or timetable.per_step > 1 or prediction is None:
             raise Unsupported(f"What `{type(self.scheduler).__name__}` takes a model to predict is not known.")
-        if self.is_computed():
+        if self._is_computed():
             self.known[:] = [*self.known[-2:], (sigma, prediction.denoised(model_output, sample))]
         else:
             reused = extrapolated(self.known, sigma, self.order, self.damping)

@@ -79,7 +79,8 @@ def near_the_best(rows: Sequence[Row], cost: str = "seconds_over_dense") -> set[
     """Methods and settings of a cell that are not out of reach of the best peer at their cost, and those that do not race with it."""
     racing = [row for row in rows if row["method"] not in (OURS, *OFF_CURVE) and row["psnr_db"] is not None]
     best = pareto((row[cost], row["psnr_db"]) for row in racing if row["method"] != AT_OUR_STEPS)
-    behind = [row for row in racing if row["psnr_db"] < _or_least(quality_at(best, row[cost])) - OUT_OF_REACH_DB]
+    leaders = [quality_at(best, row[cost]) for row in racing]
+    behind = [row for row, leader in zip(racing, leaders) if leader is not None and row["psnr_db"] < leader - OUT_OF_REACH_DB]
     return {(row["method"], row["setting"]) for row in rows if row not in behind}
 
 
@@ -95,54 +96,46 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
     compared = []
     for cell, everybody in cells_of(rows).items():
         members = of_most_pictures(everybody)
-        curves = {quality: curves_of(members, cost, quality) for quality in ("psnr_db", *(f"psnr_db_{detail}" for detail in DETAILS))}
-        for (at, where, row), (low, high) in zip(_readings(members, cost), lead_intervals(members, cost), strict=True):
-            reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves["psnr_db"], where, row)}
-            reading |= {"difference_db_low": low, "difference_db_high": high, **_of_single_pictures(members, cost, reading, row)}
-            for detail in DETAILS:
-                quality = f"psnr_db_{detail}"
-                reading[f"difference_db_{detail}"] = _against_peers(curves[quality], where, row, quality)["difference_db"]
-            compared.append(reading)
+        found = _readings(members, cost)
+        details = {f"difference_db_{detail}": _readings(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
+        for number, (reading, (low, high)) in enumerate(zip(found, _intervals(members, cost), strict=True)):
+            more = {key: of_detail[number]["difference_db"] for key, of_detail in details.items()}
+            interval = {"difference_db_low": low, "difference_db_high": high}
+            compared.append({**dict(zip(CELL, cell)), **reading, **interval, **_of_single_pictures(members, cost, reading), **more})
     return compared
 
 
-def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | None]]:
-    found: list[tuple[str, float, Row | None]] = [(row["setting"], row[cost], row) for row in rows if row["method"] == OURS]
-    return found + [(f"{share:.0%} of dense", share, None) for share in READ_AT]
+def _readings(rows: Sequence[Row], cost: str, quality: str = "psnr_db") -> list[dict[str, Any]]:
+    """Ours and each peer at each of our settings, then at `READ_AT`."""
+    curves = curves_of(rows, cost, quality)
+    ours = curves.pop(OURS, [])
+    places = [(row["setting"], row[cost], row[quality]) for row in rows if row["method"] == OURS]
+    found = []
+    for at, where, own in places + [(f"{share:.0%} of dense", share, quality_at(ours, share)) for share in READ_AT]:
+        peers = {family: quality_at(curve, where) for family, curve in sorted(curves.items())}
+        known = {family: value for family, value in peers.items() if value is not None and family != AT_OUR_STEPS}
+        best = max(known, key=lambda family: known[family], default=None)
+        lead = None if own is None or best is None else own - known[best]
+        best_db = None if best is None else known[best]
+        beside = {"ours_db": own, "best_peer": best, "best_peer_db": best_db, "difference_db": lead}
+        found.append({"at": at, "cost": where, **beside, **peers})
+    return found
 
 
-def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str = "psnr_db") -> dict[str, Any]:
-    ours = row[quality] if row is not None else quality_at(curves.get(OURS, []), cost)
-    peers = {family: quality_at(curve, cost) for family, curve in sorted(curves.items()) if family != OURS}
-    best = max((family for family in peers if family != AT_OUR_STEPS), key=lambda family: _or_least(peers[family]), default=None)
-    best_db = None if best is None else peers[best]
-    lead = None if ours is None or best_db is None else ours - best_db
-    return {"ours_db": ours, "best_peer": None if best_db is None else best, "best_peer_db": best_db, "difference_db": lead, **peers}
-
-
-def _or_least(value: float | None) -> float:
-    return -math.inf if value is None else value
-
-
-def lead_intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, float | None]]:
-    """For each reading, between which leads `INTERVAL` of the draws lie."""
-    leads: list[list[float | None]] = [[] for _ in _readings(rows, cost)]
-    for drawn in _drawn_again(rows):
-        curves = curves_of(drawn, cost)
-        for found, (_, where, row) in zip(leads, _readings(drawn, cost), strict=True):
-            found.append(_against_peers(curves, where, row)["difference_db"])
-    return [_interval(found) for found in leads]
-
-
-def _drawn_again(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows as other draws of the same pictures make them; the cost stays."""
+def _intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, float | None]]:
+    """For each reading, between which leads `INTERVAL` of the draws of pictures lie; the cost stays."""
     compared = _with_each_picture(rows)
     if not compared:
-        return []
+        return [(None, None) for _ in _readings(rows, cost)]
     table = np.array([row["psnr_db_each"] for row in compared])
     draws = np.random.default_rng(0).integers(table.shape[1], size=(DRAWS, table.shape[1]))
-    means = table[:, draws].mean(axis=2)
-    return [[{**row, "psnr_db": value} for row, value in zip(compared, drawn, strict=True)] for drawn in means.T.tolist()]
+    leads = []
+    for means in table[:, draws].mean(axis=2).T.tolist():
+        drawn = [{**row, "psnr_db": value} for row, value in zip(compared, means, strict=True)]
+        leads.append([reading["difference_db"] for reading in _readings(drawn, cost)])
+    # A lead that some draw does not have is no number.
+    bounds = np.percentile(np.array(leads, float), INTERVAL, axis=0).T.tolist()
+    return [(None, None) if math.isnan(low) else (low, high) for low, high in bounds]
 
 
 def _with_each_picture(rows: Sequence[Row]) -> list[Row]:
@@ -152,19 +145,12 @@ def _with_each_picture(rows: Sequence[Row]) -> list[Row]:
     return compared if len(counts) == 1 and 0 not in counts else []
 
 
-def _interval(leads: Sequence[float | None]) -> tuple[float | None, float | None]:
-    known = [lead for lead in leads if lead is not None]
-    if not known or len(known) < len(leads):
-        return None, None
-    low, high = np.percentile(known, INTERVAL)
-    return float(low), float(high)
-
-
-def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any], row: Row | None) -> dict[str, float | None]:
+def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any]) -> dict[str, float | None]:
     """How single pictures compare: one that tips over into another picture can outweigh the mean of all others."""
     if reading["difference_db"] is None or not _with_each_picture(rows):
         return {"difference_db_median": None, "closer_share": None}
-    ours = _each_at(rows, cost, OURS, reading["cost"]) if row is None else row["psnr_db_each"]
+    own = [row["psnr_db_each"] for row in rows if (row["method"], row["setting"]) == (OURS, reading["at"])]
+    ours = own[0] if own else _each_at(rows, cost, OURS, reading["cost"])
     leads = np.subtract(ours, _each_at(rows, cost, reading["best_peer"], reading["cost"]))
     return {"difference_db_median": float(np.median(leads)), "closer_share": float((leads > 0).mean())}
 
