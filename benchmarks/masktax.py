@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from safe_dit_engine.cli.results import Row, environment, markdown_table
-from safe_dit_engine.masks.certify import MaskLedger
-from safe_dit_engine.masks.sdpa import AttentionOverride, kernel_of, sdpa
+from safe_dit_engine.hosts.comfy.attention import AttentionOverride
+from safe_dit_engine.masks.ledger import MaskLedger
+from safe_dit_engine.masks.sdpa import kernel_of, sdpa
 
 from .command import log, panels, parser_of, save
 

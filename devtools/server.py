@@ -21,37 +21,28 @@ import tempfile
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from .json_client import JsonClient
+from .prompts import Prompt, PromptInterrupted, RunResult, ServerError, Trace, describe_refusal, follow
+
+# Whoever drives a server finds here all that it takes.
+__all__ = [
+    "BASE_FOLDERS", "PACK_NAME", "PACK_ROOT", "ComfyServer", "PromptInterrupted", "RunResult", "ServerError", "Trace", "comfyui_path",
+    "free_port", "place",
+]  # fmt: skip
 
 PACK_ROOT = Path(__file__).resolve().parents[1]
 PACK_NAME = "safe-dit"
 BASE_FOLDERS = ("custom_nodes", "models", "user/default/workflows", "input", "output", "temp")
 COPY_IGNORE = shutil.ignore_patterns(".git", "__pycache__", "output", ".train", ".venv", ".*_cache", ".hypothesis")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-STEP_MESSAGE = "safe_dit.step"
-
-Prompt = Mapping[str, Mapping[str, Any]]
-Arrivals = asyncio.Queue[tuple[str, dict[str, Any], float] | None]
 # Runs at once, and does nothing.
 NOTHING: Prompt = {"1": {"class_type": "PreviewAny", "inputs": {"source": ""}}}
-
-
-class ServerError(RuntimeError):
-    """The server did not start, refused a prompt, or failed while running one."""
-
-    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.details = dict(details or {})
-
-
-class PromptInterrupted(ServerError):
-    """The prompt was stopped by an interrupt."""
 
 
 def comfyui_path() -> Path:
@@ -63,77 +54,6 @@ def comfyui_path() -> Path:
     if not (path / "main.py").is_file():
         raise ServerError(f"`COMFYUI_PATH` is {path}, but there is no main.py: point it at a ComfyUI source folder.")
     return path
-
-
-@dataclass
-class RunResult:
-    """What one prompt did."""
-
-    prompt_id: str
-    seconds: float
-    node_seconds: dict[str, float]
-    steps: list[dict[str, Any]]
-    messages: list[tuple[str, dict[str, Any]]]
-    history: dict[str, Any] = field(default_factory=dict)
-
-    def output(self, node_id: str) -> dict[str, Any]:
-        """What node `node_id` showed: `{"images": [...]}`, `{"text": [...]}`, or nothing."""
-        return dict(self.history.get("outputs", {}).get(node_id, {}))
-
-    def images(self) -> Iterator[dict[str, str]]:
-        """The saved pictures, as the keyword arguments of `ComfyServer.view`."""
-        for output in self.history.get("outputs", {}).values():
-            for item in output.get("images", ()):
-                yield {key: item[key] for key in ("filename", "subfolder", "type")}
-
-
-class Trace:
-    """Reads the messages of one prompt: how long each node was executing, and how it ended."""
-
-    def __init__(self, prompt_id: str) -> None:
-        self.prompt_id = prompt_id
-        self.node_seconds: dict[str, float] = {}
-        self.steps: list[dict[str, Any]] = []
-        self.messages: list[tuple[str, dict[str, Any]]] = []
-        self.failure: ServerError | None = None
-        self._node: str | None = None
-        self._since = 0.0
-
-    def take(self, kind: str, data: dict[str, Any], now: float) -> bool:
-        """Digest one message that arrived at `now`; True when the prompt has ended."""
-        if data.get("prompt_id", self.prompt_id) != self.prompt_id:
-            return False
-        self.messages.append((kind, data))
-        if kind == "executing":
-            self._switch(data.get("node"), now)
-            return data.get("node") is None
-        if kind == STEP_MESSAGE:
-            self.steps.append(data)
-        elif kind == "execution_error":
-            self.failure = ServerError(describe_execution_error(data), data)
-        elif kind == "execution_interrupted":
-            self.failure = PromptInterrupted(f"The prompt was interrupted at node {data.get('node_id')} ({data.get('node_type')}).", data)
-        return False
-
-    def _switch(self, node: str | None, now: float) -> None:
-        if self._node is not None:
-            self.node_seconds[self._node] = self.node_seconds.get(self._node, 0.0) + now - self._since
-        self._node, self._since = node, now
-
-
-def describe_execution_error(data: Mapping[str, Any]) -> str:
-    """One sentence about an `execution_error` message."""
-    error = f"{data.get('exception_type')}: {str(data.get('exception_message', '')).strip()}"
-    return f"Node {data.get('node_id')} ({data.get('node_type')}) failed with {error}"
-
-
-def describe_refusal(answer: Mapping[str, Any]) -> str:
-    """One sentence about a prompt that did not pass validation."""
-    parts = [str(answer.get("error", {}).get("message", "no reason given"))]
-    for node_id, node in answer.get("node_errors", {}).items():
-        reasons = "; ".join(f"{error.get('message')}: {error.get('details')}" for error in node.get("errors", ()))
-        parts.append(f"node {node_id} ({node.get('class_type')}): {reasons}")
-    return "The server refused the prompt: " + " | ".join(parts)
 
 
 def free_port() -> int:
@@ -155,7 +75,7 @@ def place(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
 
 
-class ComfyServer:
+class ComfyServer(JsonClient):
     """A ComfyUI process with its own base folder, for use in a `with` statement.
 
     `packs` maps folder names in `custom_nodes/` to node packs (default: this pack); `models` maps folder names in `models/`
@@ -172,18 +92,16 @@ class ComfyServer:
         start_timeout: float = 240.0,
         comfyui: Path | None = None,
     ) -> None:
+        super().__init__(free_port())
         self.packs = {PACK_NAME: PACK_ROOT} if packs is None else dict(packs)
         self.models = dict(models or {})
         self.extra_args = list(extra_args)
         self.cpu = cpu
         self.start_timeout = start_timeout
         self.comfyui = comfyui or comfyui_path()
-        self.port = free_port()
         self.start_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        # The proxies of the environment are for the outside world.
-        self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -277,11 +195,6 @@ class ComfyServer:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    @property
-    def url(self) -> str:
-        """The address of the server, without a slash at its end."""
-        return f"http://127.0.0.1:{self.port}"
-
     def log(self) -> str:
         """Everything the server has printed, without its colours."""
         return COLOURS.sub("", (self.base / "server.log").read_text(encoding="utf-8", errors="replace"))
@@ -289,22 +202,6 @@ class ComfyServer:
     def log_tail(self, lines: int = 30) -> str:
         """The last lines the server has printed."""
         return "\n".join(self.log().splitlines()[-lines:])
-
-    def get_bytes(self, path: str, timeout: float = 30.0) -> bytes:
-        """The body at `path`."""
-        with self._http.open(self.url + path, timeout=timeout) as answer:
-            return bytes(answer.read())
-
-    def get_json(self, path: str, timeout: float = 30.0) -> Any:
-        """The JSON at `path`."""
-        return json.loads(self.get_bytes(path, timeout))
-
-    def post_json(self, path: str, body: Mapping[str, Any], timeout: float = 30.0) -> Any:
-        """Post `body` as JSON; the JSON answer, or None when there is none."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with self._http.open(request, timeout=timeout) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
 
     def view(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
         """The bytes of a file that a node saved; see `RunResult.images`."""
@@ -342,40 +239,18 @@ class ComfyServer:
 
     async def _run(self, prompt: Prompt, timeout: float) -> RunResult:
         try:
-            return await asyncio.wait_for(self._follow(prompt), timeout)
+            followed = await asyncio.wait_for(follow(self.url, partial(self.post_prompt, prompt)), timeout)
         except asyncio.TimeoutError:
             self.interrupt()
             raise ServerError(f"The prompt did not end within {timeout:.0f} s. The end of the log:\n{self.log_tail()}") from None
-
-    async def _follow(self, prompt: Prompt) -> RunResult:
-        import aiohttp
-
-        client_id = uuid.uuid4().hex
-        arrivals: Arrivals = asyncio.Queue()
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0) as socket:
-            # The clock of each message is read when it arrives, even while we still wait for the answer to our post.
-            pump = asyncio.create_task(note_arrivals(socket, arrivals))
-            started = time.monotonic()
-            trace = Trace(await asyncio.to_thread(self.post_prompt, prompt, client_id))
-            while (arrival := await arrivals.get()) is not None:
-                if trace.take(*arrival):
-                    pump.cancel()
-                    return self._result(trace, arrival[2] - started)
-        await asyncio.sleep(0.5)
-        self._demand_alive()
-        raise ServerError(f"The server closed the connection while the prompt ran. The end of its log:\n{self.log_tail()}")
+        if followed is None:
+            await asyncio.sleep(0.5)
+            self._demand_alive()
+            raise ServerError(f"The server closed the connection while the prompt ran. The end of its log:\n{self.log_tail()}")
+        return self._result(*followed)
 
     def _result(self, trace: Trace, seconds: float) -> RunResult:
         if trace.failure is not None:
             raise trace.failure
         history = self.get_json(f"/history/{trace.prompt_id}")[trace.prompt_id]
         return RunResult(trace.prompt_id, seconds, trace.node_seconds, trace.steps, trace.messages, history)
-
-
-async def note_arrivals(socket: Any, arrivals: Arrivals) -> None:
-    """Put every JSON message of a websocket into `arrivals` with the time it came; None when the socket is closed."""
-    async for message in socket:
-        if isinstance(message.data, str):
-            content = json.loads(message.data)
-            arrivals.put_nowait((content["type"], content.get("data") or {}, time.monotonic()))
-    arrivals.put_nowait(None)

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy.wrappers import configure
-from ..safe_dit_engine.masks.certify import MaskMode
+from ..safe_dit_engine.masks.ledger import MaskMode
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
 from ..safe_dit_engine.tokens.painting import parse_painting
@@ -30,8 +30,8 @@ class SafeDitAccelerate(io.ComfyNode):
             display_name="SAFE-DiT Accelerate",
             category="SAFE-DiT",
             description=(
-                "Makes a diffusion transformer faster: finds the image tokens the prompt acts on and, between refresh steps, "
-                "computes only those. Put it between the model loader and the sampler."
+                "Makes a diffusion transformer faster: between refresh steps it computes only the image tokens the prompt acts on, or "
+                "nothing at all. Put it between the model loader and the sampler."
             ),
             search_aliases=["accelerate", "speed up", "faster", "cache", "TeaCache", "EasyCache", "token", "safe-dit"],
             inputs=[
@@ -48,21 +48,26 @@ class SafeDitAccelerate(io.ComfyNode):
                     min=MIN_KEEP_RATIO,
                     max=1.0,
                     step=0.05,
-                    tooltip="Custom only. Share of tokens computed between refreshes. 1.0: all, the same picture as without the node.",
+                    tooltip=(
+                        "Custom only. Share of image tokens that selective steps compute. 1.0: all, the same picture as without the node."
+                    ),
                 ),
                 io.Int.Input(
                     "refresh_interval",
                     default=default.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
-                    tooltip="Custom only. All tokens are computed every so many steps. 1: always, the same picture as without the node.",
+                    tooltip=(
+                        "Custom only. At least every so many steps, all tokens are computed. 1: always, the same picture as without the "
+                        "node."
+                    ),
                 ),
                 io.Int.Input(
                     "warmup_steps",
                     default=default.warmup_steps,
                     min=1,
                     max=64,
-                    tooltip="Custom only. Full steps at the start, in which the node finds out where the prompt acts.",
+                    tooltip="Custom only. Full steps at the start. In them the node finds out where the prompt acts.",
                 ),
                 *forecast_inputs(default.forecast, default.early_refresh, "Custom only. "),
                 *skipping_inputs(default.skipped_steps, default.corrector, "Custom only. "),
@@ -107,7 +112,7 @@ def _preset_tooltip() -> str:
 
 
 def _in_words(preset: Preset) -> str:
-    refresh = f"all tokens at least every {preset.refresh_interval} steps"
+    refresh = f"a full step at least every {preset.refresh_interval} steps"
     if preset.skipped_steps >= preset.refresh_interval - 1:
-        return f"{refresh}, nothing in between"
-    return f"{refresh}, {preset.keep_ratio:.0%} of them in between"
+        return f"{refresh}, the others skipped"
+    return f"{refresh}, {preset.keep_ratio:.0%} of the tokens in the others"

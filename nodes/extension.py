@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..safe_dit_engine.hosts.comfy.live import running_server
+from ..safe_dit_engine.hosts.comfy.prompt import running_server
 from .accelerate import SafeDitAccelerate
 from .demo_model import SafeDitDemoModel
 from .mask_elision import SafeDitMaskElision
+from .old_names import add_old_names
 from .partitioner import SafeDitPartitioner
 from .report import SafeDitReport
 from .routes import add_routes
@@ -19,10 +20,11 @@ class SafeDitExtension(ComfyExtension):
     """SAFE-DiT for ComfyUI."""
 
     async def on_load(self) -> None:
-        """Add the routes; ComfyUI without a server (scripts, tests in process) has none."""
+        """Add the routes and read old prompts; ComfyUI without a server (scripts, tests in process) has neither."""
         server = running_server()
         if server is not None:
             add_routes(server)
+            add_old_names(server)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Node classes in menu order."""

@@ -11,7 +11,7 @@ from ..safe_dit_engine.tokens.painting import parse_painting
 
 
 def forecast_inputs(forecast: float, early_refresh: bool, when: str = "") -> list[Any]:
-    """How what is not computed goes on between refreshes, with these defaults; `when` opens the tooltips."""
+    """What is predicted for tokens that are not computed, and when refreshes come, with these defaults; `when` opens the tooltips."""
     return [
         io.Float.Input(
             "forecast",
@@ -21,8 +21,8 @@ def forecast_inputs(forecast: float, early_refresh: bool, when: str = "") -> lis
             step=0.1,
             advanced=True,
             tooltip=(
-                f"{when}How far tokens that are not computed follow the line through the last two refreshes. "
-                "0: they keep their last value. 1: they follow it fully."
+                f"{when}How far the prediction of tokens that are not computed follows the line through its last two values. "
+                "0: the last value is reused. 1: it is extrapolated."
             ),
         ),
         io.Boolean.Input(
@@ -30,15 +30,15 @@ def forecast_inputs(forecast: float, early_refresh: bool, when: str = "") -> lis
             default=early_refresh,
             advanced=True,
             tooltip=(
-                f"{when}Refresh more often in the first third, where the picture still changes fast: every 2 steps at first, then less "
-                "and less often."
+                f"{when}Refresh more often in the first third of the run, where the picture still changes fast: every 2 steps at first, "
+                "then less and less often."
             ),
         ),
     ]
 
 
 def skipping_inputs(skipped_steps: int, corrector: bool, when: str = "") -> list[Any]:
-    """Steps that compute nothing, and what a refresh makes up for; `when` opens the tooltips. Optional: older prompts lack them."""
+    """Skipped steps, and the corrector of the refresh after them; `when` opens the tooltips. Optional: older prompts lack them."""
     return [
         io.Int.Input(
             "skipped_steps",
@@ -47,8 +47,8 @@ def skipping_inputs(skipped_steps: int, corrector: bool, when: str = "") -> list
             min=0,
             max=MAX_REFRESH_INTERVAL - 1,
             tooltip=(
-                f"{when}How many of the steps between two refreshes compute nothing at all; the others compute the sensitive tokens. "
-                "0: none. At most refresh interval - 1 of them are used."
+                f"{when}How many of the steps between two refreshes are skipped: nothing is computed. The others are selective: only the "
+                "sensitive tokens are computed. 0: none is skipped. At most refresh interval - 1 are."
             ),
         ),
         io.Boolean.Input(
@@ -56,7 +56,7 @@ def skipping_inputs(skipped_steps: int, corrector: bool, when: str = "") -> list
             optional=True,
             default=corrector,
             advanced=True,
-            tooltip=f"{when}At every refresh, make up for what the steps since the last one got wrong. Costs nothing.",
+            tooltip=f"{when}At every refresh, correct the error that the steps since the last one have made. Costs nothing.",
         ),
     ]
 
@@ -86,7 +86,7 @@ def cache_input() -> Any:
         advanced=True,
         tooltip=(
             "How keys and values are kept between refreshes. auto: by the memory that is free. model precision: as they are. 8 bit: in "
-            "half the memory, a little less exact. system memory: not on the graphics card. Presets with whole steps keep none."
+            "half the memory, a little less exact. system memory: not on the graphics card. Without selective steps none are kept."
         ),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safe_dit_engine.hosts.comfy.wrappers import configure
-from ..safe_dit_engine.masks.certify import MaskMode
+from ..safe_dit_engine.masks.ledger import MaskMode
 
 
 class SafeDitMaskElision(io.ComfyNode):

@@ -38,7 +38,10 @@ class SafeDitPartitioner(io.ComfyNode):
                     min=MIN_KEEP_RATIO,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of image tokens that counts as sensitive. Higher: closer to the full picture, slower. 1.0: everything.",
+                    tooltip=(
+                        "Share of image tokens that counts as sensitive. Higher: slower, closer to the picture without SAFE-DiT. "
+                        "1.0: all of them."
+                    ),
                 ),
                 io.Combo.Input(
                     "signal",
@@ -46,8 +49,7 @@ class SafeDitPartitioner(io.ComfyNode):
                     default=DEFAULTS.signal.value,
                     tooltip=(
                         "attention: how much a token looks at the prompt's words. guidance: how far the prompt moves it away from the "
-                        "negative prompt (needs CFG above 1). both: their mean. spread: how uneven its predicted noise is, looked at "
-                        "anew in every step (the rule of RAS, to compare with)."
+                        "negative prompt (needs CFG above 1). both: their mean."
                     ),
                 ),
                 io.Int.Input(
@@ -55,7 +57,7 @@ class SafeDitPartitioner(io.ComfyNode):
                     default=DEFAULTS.warmup_steps,
                     min=1,
                     max=64,
-                    tooltip="Full steps at the start in which the map is made.",
+                    tooltip="Full steps at the start. In them the map is made.",
                 ),
                 io.Float.Input(
                     "smoothing",
@@ -64,12 +66,12 @@ class SafeDitPartitioner(io.ComfyNode):
                     max=8.0,
                     step=0.1,
                     advanced=True,
-                    tooltip="Blur of the map, in tokens, so that the choice does not fall into single tokens. 0: none.",
+                    tooltip="Blur of the map, in tokens: keeps single tokens from being chosen alone. 0: none.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Painted by you: tokens under it are always computed, whatever the map says. Any size; it is scaled.",
+                    tooltip="A mask you paint: tokens under it are always computed, whatever the map says. Any size; it is scaled.",
                 ),
                 io.Clip.Input(
                     "clip",

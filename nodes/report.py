@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..safe_dit_engine.hosts.comfy.live import report_upstream, sampled_upstream, whole_prompt
+from ..safe_dit_engine.hosts.comfy.prompt import whole_prompt
+from ..safe_dit_engine.hosts.comfy.reports import report_upstream, sampled_upstream
 from ..safe_dit_engine.tokens.pictures import sensitivity_mask, token_map
 
 NO_RUN = (
@@ -35,7 +36,7 @@ class SafeDitReport(io.ComfyNode):
             search_aliases=["report", "token map", "sensitivity", "statistics", "safe-dit"],
             inputs=[
                 io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged."),
-                io.Image.Input("picture", optional=True, tooltip="The finished picture; together with dense, the node compares the two."),
+                io.Image.Input("picture", optional=True, tooltip="The finished picture; with dense beside it, the node compares the two."),
                 io.Image.Input(
                     "dense",
                     optional=True,
@@ -47,7 +48,9 @@ class SafeDitReport(io.ComfyNode):
                 io.Mask.Output(
                     display_name="sensitivity", tooltip="How strongly the prompt acts on each token, 0 to 1, at 8 times the latent's size."
                 ),
-                io.Image.Output(display_name="token map", tooltip="The map in colour; tokens held between refreshes are dimmed."),
+                io.Image.Output(
+                    display_name="token map", tooltip="The map in colour; context tokens, which selective steps leave out, are dimmed."
+                ),
                 io.String.Output(display_name="text", tooltip="The run in words."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
@@ -65,8 +68,8 @@ class SafeDitReport(io.ComfyNode):
         text = missing if report is None else report.text()
         record = {} if report is None else report.record()
         samples = latent["samples"]
-        mask = sensitivity_mask(report, samples.shape)
-        tokens = token_map(report, samples.shape)
+        found = (None, None) if report is None else (report.sensitivity, report.partition)
+        mask, tokens = sensitivity_mask(*found, samples.shape), token_map(*found, samples.shape)
         shown = {"safe_dit": [record], "text": [text], "safe_dit_pictures": _pair(cls, picture, dense)}
         return io.NodeOutput(latent, mask, tokens, text, ui=shown)
 

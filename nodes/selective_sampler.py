@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.hosts.comfy.wrappers import SelectiveSampler, default_sampler
+from ..safe_dit_engine.hosts.comfy.sampler import SelectiveSampler, default_sampler
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
 from ..safe_dit_engine.tokens.painting import parse_painting
 from .inputs import cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs
@@ -25,8 +25,8 @@ class SafeDitSelectiveSampler(io.ComfyNode):
             display_name="Selective Update Sampler",
             category="SAFE-DiT",
             description=(
-                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, the others keep their "
-                "last prediction or follow its course. Needs a model with a Prompt Token Partitioner."
+                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model; the last prediction of "
+                "the others is reused or extrapolated. Needs a model with a Prompt Token Partitioner."
             ),
             search_aliases=["sampler", "selective", "refresh", "accelerate", "safe-dit"],
             inputs=[
@@ -35,7 +35,10 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     default=DEFAULTS.refresh_interval,
                     min=1,
                     max=MAX_REFRESH_INTERVAL,
-                    tooltip="All tokens are computed every so many steps. Higher: faster, further from the full picture. 1: always.",
+                    tooltip=(
+                        "At least every so many steps, all tokens are computed. Higher: faster, further from the picture without SAFE-DiT. "
+                        "1: always."
+                    ),
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -44,7 +47,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Before this part of the run every step is full.",
+                    tooltip="Before this point of the run every step is full.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -53,7 +56,7 @@ class SafeDitSelectiveSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="After this part of the run every step is full.",
+                    tooltip="After this point of the run every step is full.",
                 ),
                 *forecast_inputs(DEFAULTS.forecast, DEFAULTS.early_refresh),
                 io.Sampler.Input("sampler", optional=True, tooltip="The sampler to wrap. Left open: euler."),
@@ -92,6 +95,8 @@ class SafeDitSelectiveSampler(io.ComfyNode):
         cache: str = CacheMode.AUTO.value,
     ) -> io.NodeOutput:
         """Wrap the sampler."""
-        schedule = ScheduleConfig(refresh_interval, start_percent, end_percent, forecast, early_refresh, skipped_steps, corrector, CacheMode(cache))
+        schedule = ScheduleConfig(
+            refresh_interval, start_percent, end_percent, forecast, early_refresh, skipped_steps, corrector, CacheMode(cache)
+        )
         wrapped = sampler if sampler is not None else default_sampler()
         return io.NodeOutput(SelectiveSampler(wrapped, schedule, parse_painting(painted_tokens)))

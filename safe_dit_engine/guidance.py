@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .tokens.grid import TokenGrid
+
 
 @dataclass(frozen=True)
 class GuidanceConfig:
@@ -35,12 +37,11 @@ def reweight(guided: Tensor, cond: Tensor, uncond: Tensor, scale: float, scales:
     return guided + (scales - scale) * (cond - uncond)
 
 
-def to_pixels(tokens: Tensor, patch: int, spatial: tuple[int, ...]) -> Tensor:
-    """Token map `[B, frames * h, w]` on latent pixels `[B, 1, *spatial]`, linear between token centres so that no patch edge shows.
+def to_pixels(tokens: Tensor, grid: TokenGrid, edge: int, spatial: tuple[int, ...]) -> Tensor:
+    """A map of tokens of `edge` x `edge` latent pixels on those pixels, `[B, 1, *spatial]`; linear between token centres, so that no
+    edge of a token shows.
 
     `spatial`: height and width of the latent, before them its frames where it is a video.
     """
-    frames = spatial[0] if len(spatial) == 3 else 1
-    grid = tokens.unflatten(1, (frames, -1)).flatten(0, 1)[:, None]
-    pixels = torch.nn.functional.interpolate(grid, scale_factor=patch, mode="bilinear", align_corners=False)
+    pixels = torch.nn.functional.interpolate(grid.apart(tokens)[:, None], scale_factor=edge, mode="bilinear", align_corners=False)
     return pixels[..., : spatial[-2], : spatial[-1]].reshape(tokens.shape[0], 1, *spatial)

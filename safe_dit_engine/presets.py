@@ -1,11 +1,23 @@
-"""Named settings of the Accelerate node."""
+"""What the nodes ask of a run, and the named settings of the Accelerate node."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .guidance import GuidanceConfig
+from .masks.ledger import MaskMode
 from .steps.plan import ScheduleConfig
 from .tokens.partition import PartitionConfig
+
+
+@dataclass(frozen=True, eq=False)
+class SafeConfig:
+    """Everything the nodes ask of a run; None or OFF: not asked."""
+
+    masks: MaskMode = MaskMode.OFF
+    partition: PartitionConfig | None = None
+    schedule: ScheduleConfig | None = None
+    guidance: GuidanceConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class Preset:
         return PartitionConfig(keep_ratio=self.keep_ratio, warmup_steps=self.warmup_steps)
 
     def schedule(self) -> ScheduleConfig:
-        """Which steps are anchors."""
+        """Which steps are computed."""
         return ScheduleConfig(
             refresh_interval=self.refresh_interval,
             forecast=self.forecast,
@@ -37,7 +49,7 @@ class Preset:
 
 
 DEFAULT_PRESET = "balanced"
-# By distance to dense at equal time on the demo model, where whole steps, settled, beat every mix with selective rows
+# By distance to dense at equal time on the demo model, where skipped steps with the corrector beat every mix with selective rows
 # (docs/experiments.md); `paper` is the paper's own rule.
 PRESETS = {
     "quality": Preset(0.25, refresh_interval=2, warmup_steps=4, forecast=0.45, early_refresh=False, skipped_steps=1, corrector=True),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .masks.certify import MaskLedger
+from .masks.ledger import MaskLedger
 from .selective.kv_cache import Storage
 from .steps.plan import StepKind
 from .steps.samplers import EULER, Sampler
@@ -83,7 +83,7 @@ class RunReport:
 
     @property
     def rows_computed_share(self) -> float:
-        """Rows computed / rows a dense run would compute; where rows were not tracked, evaluations that were not held / all."""
+        """Rows computed / rows a dense run would compute; where rows were not tracked, evaluations that were not skipped / all."""
         total = sum(record.rows_total for record in self.evaluations)
         if total:
             return sum(record.rows_active for record in self.evaluations) / total
@@ -95,19 +95,35 @@ class RunReport:
         found = Counter(record.kind.value for record in self.evaluations)
         return {kind.value: found[kind.value] for kind in StepKind if found[kind.value]}
 
+    def known_as(self, ids: dict[str, Any]) -> None:
+        """The host knows the run under these ids."""
+        self.ids = ids
+
+    def remember(self, kept: int, predicted: int | None, storage: Storage) -> None:
+        """So many bytes are kept between refreshes, so many were predicted, and how they are kept."""
+        self.cache_bytes = max(self.cache_bytes, kept)
+        self.cache_predicted, self.storage = predicted, storage
+
+    def with_masks(self, ledger: MaskLedger) -> RunReport:
+        """The same, with what was seen of masks."""
+        self.ledger, self.masks = ledger, ledger.sentence()
+        return self
+
     def divide(self, sensitivity: Tensor, partition: Partition) -> None:
         """Keep a map `[B, h, w]` and what it was divided into."""
         self.sensitivity, self.partition = sensitivity, partition
         for packed in ("mask_bits", "map_bytes"):
             self.__dict__.pop(packed, None)
 
-    def finish(self) -> None:
+    def finish(self, seconds: float) -> None:
         """The run is over: nothing of it stays on the device."""
+        self.seconds = seconds
         self.evaluations = [replace(record, spent=record.milliseconds) for record in self.evaluations]
         self.sensitivity = None if self.sensitivity is None else self.sensitivity.cpu()
         self.partition = None if self.partition is None else self.partition.cpu()
         if self.ledger is not None:
             self.ledger.forget()
+            self.masks = self.ledger.sentence()
 
     # Packed once a map: reading it off a GPU at every step would stall it.
 
@@ -153,7 +169,7 @@ class RunReport:
             if times:
                 lines.append(f"{kind.value}: {len(times)} evaluations, median {float(np.median(times)):.0f} ms")
         if self.partition is not None:
-            tokens = self.partition.grid[0] * self.partition.grid[1]
+            tokens = self.partition.grid.tokens
             used = "" if StepKind.SELECTIVE.value in self.counts() else "; no step of this run computed them alone"
             lines.append(f"partition: {self.partition.kept:,} of {tokens:,} tokens are sensitive{used}")
         if self.guided:
@@ -162,7 +178,7 @@ class RunReport:
 
     def record(self) -> dict[str, Any]:
         """The run as JSON-able data for the node's UI; the map is pooled to at most 64 x 64."""
-        width, height = (0, 0) if self.partition is None else (self.partition.grid[1], self.partition.grid[0])
+        height, width = (0, 0) if self.partition is None else self.partition.grid.shape
         return {
             "v": MESSAGE_VERSION,
             "ids": self.ids,
@@ -191,19 +207,20 @@ class RunReport:
 def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[str, Any]:
     """Live message of one evaluation, without the ids the host adds.
 
-    `mask`: bits, little-endian, row-major; None on dense steps, where all tokens are active, and on held ones, where none is (`k` 0).
+    `mask`: bits, little-endian, row-major; None on full steps, where all tokens are active, and on skipped ones, where none is (`k` 0).
     `sens`: bytes, where `with_map` asks for it: it is large and seldom changes. `masks`: attention calls so far, those
     with a mask, elided, trimmed; None where nobody looked. `levels`: with the first message of a run.
     """
     partition = report.partition
     selective = record.kind is StepKind.SELECTIVE
+    height, width = (0, 0) if partition is None else partition.grid.shape
     return {
         "v": MESSAGE_VERSION,
         "step": record.step,
         "total": report.total_steps,
         "kind": record.kind.value,
-        "w": partition.grid[1] if partition is not None else 0,
-        "h": partition.grid[0] if partition is not None else 0,
+        "w": width,
+        "h": height,
         "k": 0 if record.kind is StepKind.SKIPPED else partition.kept if partition is not None and selective else None,
         "mask": report.mask_bits if selective else None,
         "sens": report.map_bytes if with_map else None,

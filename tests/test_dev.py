@@ -1,4 +1,4 @@
-"""`dev.py`: what it makes anew, what it keeps, what it says. Nothing is installed here."""
+"""`dev.py` and `devtools/`: what it makes anew, what it keeps, what it says. Nothing is installed here."""
 from __future__ import annotations
 
 import io
@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import dev
+from devtools import environment
+from devtools.comfyui import COMFYUI_SOURCES, ComfySource, find_comfyui, own_comfyui, unpack_comfyui
+from devtools.commands import COMMANDS
+from devtools.environment import Environment, environment_for
+from devtools.lock import try_lock
+from devtools.logged_python import explain_failure
+from devtools.messages import SetupError
 
-DEV = Path(dev.__file__)
+DEV = Path(__file__).resolve().parents[1] / "dev.py"
 
 
 def make_comfyui(path: Path, version: str = "0.30.0", requirements: str = "torch\n") -> Path:
@@ -26,8 +32,8 @@ def make_comfyui(path: Path, version: str = "0.30.0", requirements: str = "torch
     return path
 
 
-def own(path: Path, requirements: str = "torch\n") -> dev.ComfySource:
-    return dev.own_comfyui(make_comfyui(path, requirements=requirements))
+def own(path: Path, requirements: str = "torch\n") -> ComfySource:
+    return own_comfyui(make_comfyui(path, requirements=requirements))
 
 
 def run_dev(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -38,10 +44,10 @@ def run_dev(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def small_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dev.Environment:
+def small_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     """A finished environment that holds nothing but Python."""
-    monkeypatch.setattr(dev, "PROBE_MODULES", ("json", "asyncio"))
-    env = dev.environment(tmp_path / "home", own(tmp_path / "ComfyUI"))
+    monkeypatch.setattr(environment, "PROBE_MODULES", ("json", "asyncio"))
+    env = environment_for(tmp_path / "home", own(tmp_path / "ComfyUI"))
     venv.create(env.path, with_pip=False)
     env.stamp.write_text(json.dumps(env.content))
     return env
@@ -50,31 +56,31 @@ def small_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dev.En
 # -- what is found broken -------------------------------------------------------------------------------------------------
 
 
-def test_finished_environment_is_ready(small_environment: dev.Environment) -> None:
+def test_finished_environment_is_ready(small_environment: Environment) -> None:
     assert small_environment.ready()
 
 
-def test_install_that_stopped_half_way_is_not_ready(small_environment: dev.Environment) -> None:
+def test_install_that_stopped_half_way_is_not_ready(small_environment: Environment) -> None:
     small_environment.stamp.unlink()
     assert not small_environment.ready()
 
 
-def test_damaged_stamp_is_not_ready(small_environment: dev.Environment) -> None:
+def test_damaged_stamp_is_not_ready(small_environment: Environment) -> None:
     small_environment.stamp.write_text('{"python": ')
     assert not small_environment.ready()
 
 
-def test_missing_package_is_not_ready(small_environment: dev.Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dev, "PROBE_MODULES", ("json", "no_such_module"))
+def test_missing_package_is_not_ready(small_environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PROBE_MODULES", ("json", "no_such_module"))
     assert not small_environment.ready()
 
 
-def test_missing_python_is_not_ready(small_environment: dev.Environment) -> None:
+def test_missing_python_is_not_ready(small_environment: Environment) -> None:
     small_environment.python.unlink()
     assert not small_environment.ready()
 
 
-def test_missing_comfyui_is_not_ready(small_environment: dev.Environment) -> None:
+def test_missing_comfyui_is_not_ready(small_environment: Environment) -> None:
     (small_environment.comfy.path / "main.py").unlink()
     assert not small_environment.ready()
 
@@ -83,48 +89,48 @@ def test_missing_comfyui_is_not_ready(small_environment: dev.Environment) -> Non
 
 
 def test_same_content_means_same_environment(tmp_path: Path) -> None:
-    first = dev.environment(tmp_path, own(tmp_path / "a"))
-    assert dev.environment(tmp_path, own(tmp_path / "b")).path == first.path
+    first = environment_for(tmp_path, own(tmp_path / "a"))
+    assert environment_for(tmp_path, own(tmp_path / "b")).path == first.path
 
 
 def test_content_changes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = dev.environment(tmp_path, own(tmp_path / "a"))
-    other_requirements = dev.environment(tmp_path, own(tmp_path / "b", "torch\nextra\n"))
-    monkeypatch.setattr(dev, "EXTRAS", (*dev.EXTRAS, "another-tool"))
-    other_extras = dev.environment(tmp_path, dev.own_comfyui(tmp_path / "a"))
+    first = environment_for(tmp_path, own(tmp_path / "a"))
+    other_requirements = environment_for(tmp_path, own(tmp_path / "b", "torch\nextra\n"))
+    monkeypatch.setattr(environment, "EXTRAS", (*environment.EXTRAS, "another-tool"))
+    other_extras = environment_for(tmp_path, own_comfyui(tmp_path / "a"))
     assert len({first.path, other_requirements.path, other_extras.path}) == 3
 
 
 def test_every_listed_comfyui_has_its_own_environment(tmp_path: Path) -> None:
-    found = [dev.find_comfyui(tmp_path, {"COMFYUI_VERSION": version}) for version in dev.COMFYUI_SOURCES]
-    assert len({dev.environment(tmp_path, comfy).path for comfy in found}) == len(dev.COMFYUI_SOURCES)
+    found = [find_comfyui(tmp_path, {"COMFYUI_VERSION": version}) for version in COMFYUI_SOURCES]
+    assert len({environment_for(tmp_path, comfy).path for comfy in found}) == len(COMFYUI_SOURCES)
 
 
 # -- which ComfyUI --------------------------------------------------------------------------------------------------------
 
 
 def test_default_comfyui_is_the_first_listed(tmp_path: Path) -> None:
-    comfy = dev.find_comfyui(tmp_path, {})
-    assert (comfy.version, comfy.own) == (next(iter(dev.COMFYUI_SOURCES)), False)
+    comfy = find_comfyui(tmp_path, {})
+    assert (comfy.version, comfy.own) == (next(iter(COMFYUI_SOURCES)), False)
 
 
 def test_own_comfyui_is_used(tmp_path: Path) -> None:
     path = make_comfyui(tmp_path / "mine", "9.9.9")
-    comfy = dev.find_comfyui(tmp_path / "home", {"COMFYUI_PATH": str(path)})
+    comfy = find_comfyui(tmp_path / "home", {"COMFYUI_PATH": str(path)})
     assert (comfy.path, comfy.version, comfy.own) == (path, "9.9.9", True)
 
 
 def test_managed_comfyui_stays_managed_in_children(tmp_path: Path) -> None:
     """`dev.py` sets COMFYUI_PATH for what it runs; a `dev.py` started from there must not take it for the developer's own."""
-    comfy = dev.find_comfyui(tmp_path, {"COMFYUI_VERSION": "0.24.1"})
-    assert dev.find_comfyui(tmp_path, {"COMFYUI_PATH": str(comfy.path)}) == comfy
+    comfy = find_comfyui(tmp_path, {"COMFYUI_VERSION": "0.24.1"})
+    assert find_comfyui(tmp_path, {"COMFYUI_PATH": str(comfy.path)}) == comfy
 
 
 def test_wrong_comfyui_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(dev.SetupError, match="COMFYUI_PATH"):
-        dev.find_comfyui(tmp_path, {"COMFYUI_PATH": str(tmp_path / "nowhere")})
-    with pytest.raises(dev.SetupError, match="0.30.0"):
-        dev.find_comfyui(tmp_path, {"COMFYUI_VERSION": "0.1"})
+    with pytest.raises(SetupError, match="COMFYUI_PATH"):
+        find_comfyui(tmp_path, {"COMFYUI_PATH": str(tmp_path / "nowhere")})
+    with pytest.raises(SetupError, match="0.30.0"):
+        find_comfyui(tmp_path, {"COMFYUI_VERSION": "0.1"})
 
 
 # -- unpacking ------------------------------------------------------------------------------------------------------------
@@ -142,14 +148,14 @@ def make_archive(path: Path, names: list[str]) -> Path:
 def test_only_comfyui_is_unpacked(tmp_path: Path) -> None:
     names = ["p-1/setup.py", "p-1/vendor/ComfyUI/main.py", "p-1/vendor/ComfyUI/comfy/sd.py", "p-1/vendor/other/x.py"]
     archive = make_archive(tmp_path / "a.tar.gz", names)
-    target = dev.unpack_comfyui(archive, tmp_path / "out")
+    target = unpack_comfyui(archive, tmp_path / "out")
     assert sorted(p.relative_to(target).as_posix() for p in target.rglob("*.py")) == ["comfy/sd.py", "main.py"]
 
 
 def test_archive_cannot_write_outside(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "a.tar.gz", ["p-1/vendor/ComfyUI/../../escaped.py"])
-    with pytest.raises(dev.SetupError, match="unpack"):
-        dev.unpack_comfyui(archive, tmp_path / "deep" / "out")
+    with pytest.raises(SetupError, match="unpack"):
+        unpack_comfyui(archive, tmp_path / "deep" / "out")
     assert not list(tmp_path.rglob("escaped.py"))
 
 
@@ -178,20 +184,31 @@ def test_no_network_is_one_sentence_and_the_next_run_starts_anew(tmp_path: Path)
 def test_failures_are_explained(output: str, sentence: str, tmp_path: Path) -> None:
     log = tmp_path / "setup.log"
     log.write_text(output)
-    explained = dev.explain_failure("installing", output, log)
+    explained = explain_failure("installing", output, log)
     assert sentence in explained and "\n" not in explained
 
 
 def test_unknown_command_lists_the_commands() -> None:
     done = run_dev("tset")
     assert done.returncode == 2
-    assert all(name in done.stderr for name in dev.COMMANDS)
+    assert all(name in done.stderr for name in COMMANDS)
 
 
 def test_help_needs_no_environment() -> None:
     done = run_dev("--help")
     assert done.returncode == 0
-    assert all(f"dev.py {name}" in done.stdout for name in dev.COMMANDS)
+    assert all(f"dev.py {name}" in done.stdout for name in COMMANDS)
+
+
+def test_nothing_has_to_be_installed(tmp_path: Path) -> None:
+    """Without site-packages, and without the working folder on the path."""
+    bare = [sys.executable, "-I", "-S"]
+    done = subprocess.run([*bare, str(DEV), "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    modules = [f"devtools.{path.stem}" for path in sorted((DEV.parent / "devtools").glob("*.py"))]
+    code = f"import sys; sys.path.insert(0, {str(DEV.parent)!r}); import {', '.join(modules)}"
+    done = subprocess.run([*bare, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exit_code_and_variables_reach_the_child(tmp_path: Path) -> None:
@@ -199,11 +216,13 @@ def test_exit_code_and_variables_reach_the_child(tmp_path: Path) -> None:
     make_comfyui(tmp_path / "ComfyUI")
     code = f"""
 import sys; sys.path.insert(0, {str(DEV.parent)!r})
-import dev
 from pathlib import Path
-comfy = dev.own_comfyui(Path({str(tmp_path / "ComfyUI")!r}))
-env = dev.Environment(Path({sys.prefix!r}), {{}}, comfy)
-sys.exit(dev.hand_over(env, ["-c", "import os, safe_dit_engine; print(os.environ['COMFYUI_PATH']); raise SystemExit(7)"]))
+from devtools.comfyui import own_comfyui
+from devtools.commands import hand_over
+from devtools.environment import Environment
+comfy = own_comfyui(Path({str(tmp_path / "ComfyUI")!r}))
+env = Environment(Path({sys.prefix!r}), {{}}, comfy)
+sys.exit(hand_over(env, ["-c", "import os, safe_dit_engine; print(os.environ['COMFYUI_PATH']); raise SystemExit(7)"]))
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (7, str(tmp_path / "ComfyUI")), done.stderr
@@ -215,16 +234,17 @@ sys.exit(dev.hand_over(env, ["-c", "import os, safe_dit_engine; print(os.environ
 def test_lock_excludes_another_process_and_dies_with_it(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(DEV.parent)!r})
-import dev, pathlib
-with dev.exclusive(pathlib.Path({str(tmp_path)!r})):
+from pathlib import Path
+from devtools.lock import exclusive
+with exclusive(Path({str(tmp_path)!r})):
     print("held", flush=True)
     sys.stdin.read()
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline().strip() == "held"
     lock = os.open(tmp_path / "lock", os.O_RDWR)
-    assert not dev.try_lock(lock)
+    assert not try_lock(lock)
     holder.kill()
     holder.communicate()
-    assert dev.try_lock(lock)
+    assert try_lock(lock)
     os.close(lock)

@@ -11,14 +11,19 @@ import torch
 
 from safe_dit_engine.report import RunReport, StepRecord, step_message
 from safe_dit_engine.steps.plan import StepKind
-from safe_dit_engine.tokens.partition import select_rows
+from safe_dit_engine.tokens.grid import TokenGrid
+from safe_dit_engine.tokens.partition import Partition, select_rows
 from safe_dit_engine.tokens.pictures import sensitivity_mask, token_map
+
+
+def partition_of(sensitivity: torch.Tensor, keep: float) -> Partition:
+    return select_rows(sensitivity, TokenGrid(1, *sensitivity.shape[1:]), keep)
 
 
 @pytest.fixture
 def report() -> RunReport:
     sensitivity = torch.rand(1, 4, 6, generator=torch.Generator().manual_seed(0))
-    report = RunReport(total_steps=3, backbone="NextDiT", sensitivity=sensitivity, partition=select_rows(sensitivity, 0.25))
+    report = RunReport(total_steps=3, backbone="NextDiT", sensitivity=sensitivity, partition=partition_of(sensitivity, 0.25))
     report.evaluations = [StepRecord(0, StepKind.WARMUP, 30, 30, 9.0), StepRecord(1, StepKind.SELECTIVE, 12, 30, 4.0)]
     return report
 
@@ -51,7 +56,7 @@ def test_held_message_says_that_nothing_is_active(report: RunReport) -> None:
 def test_a_new_map_is_packed_anew(report: RunReport) -> None:
     before = (report.mask_bits, report.map_bytes)
     sensitivity = 1.0 - torch.rand(1, 4, 6, generator=torch.Generator().manual_seed(0))
-    report.divide(sensitivity, select_rows(sensitivity, 0.25))
+    report.divide(sensitivity, partition_of(sensitivity, 0.25))
     assert report.mask_bits != before[0] and report.map_bytes != before[1]
 
 
@@ -63,14 +68,14 @@ def test_a_map_that_no_step_used_is_said_to_be_unused(report: RunReport) -> None
 
 def test_a_big_selective_message_stays_small() -> None:
     sensitivity = torch.rand(1, 192, 192)
-    report = RunReport(total_steps=30, sensitivity=sensitivity, partition=select_rows(sensitivity, 0.3))
+    report = RunReport(total_steps=30, sensitivity=sensitivity, partition=partition_of(sensitivity, 0.3))
     message = step_message(report, StepRecord(5, StepKind.SELECTIVE, 1, 2, 3.0), False)
     assert len(json.dumps(message)) < 10_000
 
 
 def test_record_is_json_with_a_bounded_map() -> None:
     sensitivity = torch.rand(1, 192, 100)
-    report = RunReport(total_steps=3, sensitivity=sensitivity, partition=select_rows(sensitivity, 0.3))
+    report = RunReport(total_steps=3, sensitivity=sensitivity, partition=partition_of(sensitivity, 0.3))
     record = json.loads(json.dumps(report.record()))
     assert len(base64.b64decode(record["sens"])) == 64 * 64
     assert (record["w"], record["h"]) == (100, 192)
@@ -84,19 +89,19 @@ def test_a_note_is_kept_once(report: RunReport) -> None:
 
 def test_pictures_have_the_size_of_the_image(report: RunReport) -> None:
     shape = (1, 16, 8, 12)
-    assert sensitivity_mask(report, shape).shape == (1, 64, 96)
-    picture = token_map(report, shape)
+    assert sensitivity_mask(report.sensitivity, report.partition, shape).shape == (1, 64, 96)
+    picture = token_map(report.sensitivity, report.partition, shape)
     assert picture.shape == (1, 64, 96, 3)
     assert report.partition is not None
     sensitive = report.partition.sensitive.view(4, 6)
     brightness = picture.mean(-1)[0, ::16, ::16]
     assert brightness[sensitive].min() > brightness[~sensitive].max()
-    assert token_map(None, shape).eq(0).all() and sensitivity_mask(None, shape).eq(0).all()
+    assert token_map(None, None, shape).eq(0).all() and sensitivity_mask(None, None, shape).eq(0).all()
 
 
 def test_a_selective_message_of_a_large_picture_is_small() -> None:
     """192 x 192 tokens, 3,072 px a side."""
     sensitivity = torch.rand(1, 192, 192)
-    report = RunReport(total_steps=30, sensitivity=sensitivity, partition=select_rows(sensitivity, 0.25))
+    report = RunReport(total_steps=30, sensitivity=sensitivity, partition=partition_of(sensitivity, 0.25))
     message = step_message(report, StepRecord(5, StepKind.SELECTIVE, 9_300, 37_000, 812.25), False)
     assert len(json.dumps(message)) < 10_000

@@ -25,6 +25,6 @@ def test_a_finished_report_holds_numbers() -> None:
     report = RunReport(total_steps=1)
     record = StepRecord(0, StepKind.WARMUP, 1, 1, Stopwatch().stop())
     report.evaluations.append(record)
-    report.finish()
+    report.finish(0.1)
     assert [type(found.spent) for found in report.evaluations] == [float]
     assert report.evaluations[0].milliseconds == record.milliseconds

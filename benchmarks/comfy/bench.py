@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_dit_engine.cli.clock import timed
-
-from ..measure.in_turn import Cell, Sample, Shot, rows_through
+from ..measure.in_turn import Cell, Sample, Shot, rows_through, timed
 from ..measure.methods import Method
 
 CFG, SCHEDULER = 4.0, "simple"

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(bench: Bench, size: int, keep: float, rounds: int, seed: int) -> dict[str, Any]:
     """One row: the kinds of step at `size` pixels, relative to dense."""
-    from safe_dit_engine.hosts.comfy.live import finished_report
+    from safe_dit_engine.hosts.comfy.reports import finished_report
 
     schedule = ScheduleConfig(refresh_interval=INTERVAL)
     ours = configured(partition=PartitionConfig(keep_ratio=keep, warmup_steps=WARMUP), schedule=schedule)

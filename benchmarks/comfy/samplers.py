@@ -127,7 +127,7 @@ class Samplers:
 
     def _plan_of(self, method: Method, cell: Cell) -> tuple[bytes, str, float]:
         """Of the first picture: its pixels, a letter an evaluation, and the share of rows that were computed."""
-        from safe_dit_engine.hosts.comfy.live import finished_report
+        from safe_dit_engine.hosts.comfy.reports import finished_report
 
         pictures = self._bench.sample(method, cell, Shot(self._shot.scenes[:1], self._shot.seeds[:1])).pictures
         report = finished_report(NODE)

@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from devtools.server import PACK_ROOT, ComfyServer, RunResult
-from safe_dit_engine.cli.results import environment, markdown_table, psnr_db
+from safe_dit_engine.cli.results import environment, markdown_table, psnr_db, ssim
 
 from ..command import log, parser_of, save
 from ..demo_model.oracle import oracle_score
 from ..demo_model.scenes import Scene, held_out_scenes
-from ..measure.closeness import objects_psnr, ssim
+from ..measure.closeness import objects_psnr
 from .workflows import Prompt, bypassed, changed, feeding, find, load_prompt
 
 TITLES = {"dense": "dense", "safe_core": "SAFE-Core", "safe_sw": "SAFE+SW", "fewer_steps": "fewer steps"}

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from safe_dit_engine.demo.network import LATENT_CHANNELS, fit_code
+from safe_dit_engine.demo.autoencoder import LATENT_CHANNELS, fit_code
 from safe_dit_engine.demo.weights import FILES, WEIGHTS_FOLDER, DemoNetworks
 
 from .scenes import held_out_scenes, random_scene, scene_from_seed

@@ -19,7 +19,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from safe_dit_engine.demo.network import LATENT_CHANNELS, NATIVE_GRID, Autoencoder, NextDiT, TextConfig, TextEncoder
+from safe_dit_engine.demo.autoencoder import LATENT_CHANNELS, Autoencoder
+from safe_dit_engine.demo.network import NATIVE_GRID, NextDiT, TextConfig, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
 from safe_dit_engine.demo.weights import SAMPLING, WEIGHTS_FOLDER, DemoNetworks, load_networks
 from safe_dit_engine.demo.words import ALIASES, TEXT_LENGTH, VOCABULARY, token_ids

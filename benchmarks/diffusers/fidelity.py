@@ -19,15 +19,13 @@ from typing import Any
 
 import torch
 
-from safe_dit_engine.cli.clock import timed
 from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
-from safe_dit_engine.masks.certify import MaskMode
-from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.masks.ledger import MaskMode
+from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, SafeConfig
 
 from ..measure.fidelity import options, read, run
-from ..measure.in_turn import Cell, Sample, Shot, rows_through
+from ..measure.in_turn import Cell, Sample, Shot, rows_through, timed
 from ..measure.methods import Method, at_our_steps, fewer_steps, named, picked, preset_text
 from ..measure.methods import whole_steps as whole_steps_of
 from ..measure.pareto import AT_OUR_STEPS

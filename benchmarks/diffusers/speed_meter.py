@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_dit_engine.cli.clock import timed
 from safe_dit_engine.report import RunReport
 from safe_dit_engine.steps.plan import StepKind
 
+from ..measure.in_turn import timed
 from .models import Subject
 
 # The context tells the report of a method of ours.

@@ -1,4 +1,4 @@
-"""How close a picture `[H, W, 3]` in [0, 1] is to a reference: PSNR of the whole, of the objects and of their outlines, SSIM, MS-SSIM."""
+"""How close a picture `[H, W, 3]` in [0, 1] is to a reference: PSNR of the whole, of the objects and of their outlines, SSIM."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from safe_dit_engine.cli.results import psnr_db
+from safe_dit_engine.cli.results import psnr_db, ssim
 
 from ..demo_model.oracle import oracle_score
 from ..demo_model.scenes import Scene, shape_distance
@@ -22,8 +20,6 @@ Measures = dict[str, float | None]
 OUTLINE = 3 / 256
 # In a mean, an equal picture counts as this many dB: more than any other reaches, and finite.
 EQUAL_DB = 100.0
-# The least side of a picture whose fifth scale, a sixteenth of it, holds the window of 11 pixels.
-MS_SSIM_SIDE = 176
 
 
 def judge(sample: Sample, reference: Callable[[], Sample], shot: Shot) -> Record:
@@ -59,14 +55,13 @@ def row_of(records: Sequence[Record], compared: bool) -> dict[str, Any]:
 def closeness(picture: np.ndarray, reference: np.ndarray, scene: Scene) -> Measures:
     """Every measure of one pair."""
     outlines = outline_mask(scene, picture.shape[0])
-    # Single precision costs both SSIMs about 0.0001 and double twenty times the time; equal pictures are said to be equal.
+    # Single precision costs SSIM about 0.0001 and double twenty times the time; equal pictures are said to be equal.
     equal = bool(np.array_equal(picture, reference))
     return {
         "psnr_db": psnr_db(picture, reference),
         "psnr_db_objects": objects_psnr(picture, reference, scene),
         "psnr_db_edges": psnr_db(picture[outlines], reference[outlines]),
         "ssim": 1.0 if equal else ssim(picture, reference),
-        "ms_ssim": 1.0 if equal else ms_ssim(picture, reference),
     }
 
 
@@ -96,23 +91,3 @@ def outline_mask(scene: Scene, size: int) -> np.ndarray:
     x, y = np.meshgrid(centres, centres)
     near = [np.abs(shape_distance(t.shape, (x - t.x) / t.radius, (y - t.y) / t.radius)) * t.radius < OUTLINE for t in scene.things]
     return np.asarray(np.any(near, axis=0))
-
-
-def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Structural similarity (torchmetrics)."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    return float(structural_similarity_index_measure(*_batches(picture, reference), data_range=1.0))
-
-
-def ms_ssim(picture: np.ndarray, reference: np.ndarray) -> float | None:
-    """Multi-scale structural similarity (torchmetrics), with its five published scales; None for pictures that they do not fit into."""
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
-    if min(picture.shape[:2]) < MS_SSIM_SIDE:
-        return None
-    return float(multiscale_structural_similarity_index_measure(*_batches(picture, reference), data_range=1.0))
-
-
-def _batches(*pictures: np.ndarray) -> list[Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(picture, np.float32)).movedim(-1, 0)[None] for picture in pictures]

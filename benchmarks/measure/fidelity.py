@@ -29,7 +29,7 @@ NOT_COMPARED = "safe_sw"
 BY_PRESET = (OURS, NOT_COMPARED, AT_OUR_STEPS)
 COLUMNS = (
     "method", "setting", *CELL, "prompts", "seeds", "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects",
-    "psnr_db_edges", "ssim", "ms_ssim", "oracle_score", "peak_bytes",
+    "psnr_db_edges", "ssim", "oracle_score", "peak_bytes",
 )  # fmt: skip
 # Shown where there are any.
 MORE_COLUMNS = ("default", "skipped")

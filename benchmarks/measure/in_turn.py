@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
+
+from safe_dit_engine.cli.clock import now, peak_bytes_of, reset_peak
 
 from ..command import log
 from ..demo_model.scenes import Scene
 from .methods import Method
 
+T = TypeVar("T")
 Record = dict[str, Any]
 # `make(method, cell, shot)`, and `judge(sample, reference, shot)`, where `reference()` is the dense sample of the same shot.
 Make = Callable[[Method, Any, Any], Any]
@@ -162,6 +165,13 @@ def _warm_up(make: Make, methods: Sequence[Method], cell: Any, shot: Any) -> Non
     for method in {method.name: method for method in methods}.values():
         with suppress(Unsupported):
             make(method, cell, shot)
+
+
+def timed(call: Callable[[], T], device: str) -> tuple[T, float, int | None]:
+    """What a call returns, its seconds, and the peak of memory in bytes meanwhile, None where it is not known."""
+    is_known, started = reset_peak(device), now(device)
+    result = call()
+    return result, now(device) - started, peak_bytes_of(device) if is_known else None
 
 
 @contextmanager

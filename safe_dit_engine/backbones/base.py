@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # Why a call is dense, where no family says how what is added can be cut down to the rows that are computed.
 CONTROLNET = "a ControlNet adds to the image at full length"
@@ -37,7 +38,7 @@ class Extras(Enum):
     """What becomes of image rows that are no token of the picture, in a selective step."""
 
     ACTIVE = "always computed"
-    CONTEXT = "held like context"
+    CONTEXT = "kept like context"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class BlockGroup:
     `layout`: of the sequence `hidden`, an argument by name or position. `row_arguments`: what else has an entry per row. `attentions`:
     what each attention call of a block attends over, in their order; None and calls beyond the list are left alone. `gathered`: the rows
     come gathered from the group before. `restore`: return to full length after the last block (its output must be one tensor).
-    `constant`: what comes out depends on the conditioning alone, so selective calls take the anchor's. `kv_heads`: path, on a block, of
-    the number of key heads, where the family repeats them before attention. `unset`: arguments that must be None.
+    `constant`: what comes out depends on the conditioning alone, so selective calls take what the last refresh gave. `kv_heads`: path, on
+    a block, of the number of key heads, where the family repeats them before attention. `unset`: arguments that must be None.
     `single`: arguments with one entry for all rows along a dimension, and the reason to run dense where there are more.
     """
 
@@ -89,6 +90,15 @@ class BlockGroup:
 
 
 @dataclass(frozen=True)
+class MaskSource:
+    """Every attention mask inside the modules of the list `blocks` is made from their argument `argument`, from shapes and types, and
+    from nothing else: so the first verdict of a call serves all layers. Nothing is taken on trust about values."""
+
+    blocks: str
+    argument: str
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A model family.
 
@@ -99,8 +109,8 @@ class Backbone:
     token layout, with the reason; a call that carries one (not empty) runs dense. `controls`: names of the lists in a ControlNet's output
     that are added to image rows. `lent_attention`: Python module whose `optimized_attention` is another for the length of a call, where the
     family gives attention no options. `shared_rows`: some row argument has no batch dimension, so that all images must have the same rows.
-    `length_base`: call argument and its entry, a base of the logarithm of the number of rows that scales attention. `source`: file that was
-    read.
+    `length_base`: call argument and its entry, a base of the logarithm of the number of rows that scales attention. `mask_source`: what
+    the masks of all layers are made from. `source`: file that was read.
     """
 
     name: str
@@ -117,6 +127,7 @@ class Backbone:
     lent_attention: str | None = None
     shared_rows: bool = False
     length_base: tuple[str, str] | None = None
+    mask_source: MaskSource | None = None
     source: str = ""
 
     def edge(self, module: nn.Module) -> int:
@@ -124,15 +135,24 @@ class Backbone:
         found: Any = self.patch if isinstance(self.patch, int) else attrgetter(self.patch)(module)
         return int(found if isinstance(found, int) else found[-1])
 
-    def grid(self, module: nn.Module, height: int, width: int) -> tuple[int, int]:
-        """Token grid of one frame of a latent of `height` x `width` (padded up to whole patches)."""
-        edge = self.edge(module)
-        return -(-height // edge), -(-width // edge)
+    def refusal(self, arguments: Mapping[str, object]) -> str | None:
+        """Why a call with these model arguments must run in full, as the end of a sentence; None if it need not."""
+        return next((reason for name, reason in self.refusals if _given(arguments.get(name))), None)
+
+    def can_cut(self, control: Mapping[str, Sequence[Tensor | None]], tokens: int) -> bool:
+        """Whether what a ControlNet adds, lists of `[B, tokens, C]` by place, can be cut down to the rows that are computed."""
+        given = {place: [add for add in adds if add is not None] for place, adds in control.items()}
+        known = all(place in self.controls for place, adds in given.items() if adds)
+        return known and all(add.ndim == 3 and add.shape[1] == tokens for adds in given.values() for add in adds)
 
     def padded(self, module: nn.Module, tokens: int) -> int:
         """Image rows of the sequence: `tokens` plus the model's own padding rows."""
         multiple = attrgetter(self.pad)(module) if isinstance(self.pad, str) else self.pad
         return tokens if not multiple else -(-tokens // multiple) * multiple
+
+
+def _given(value: object) -> bool:
+    return value is not None and not (isinstance(value, (list, tuple)) and not value)
 
 
 def layers_of(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 PROCESS = Path("/proc/self")
-T = TypeVar("T")
 
 
-def timed(call: Callable[[], T], device: str) -> tuple[T, float, int | None]:
-    """What a call returns, its seconds, and the peak of memory in bytes meanwhile, None where it is not known.
-
-    On a GPU what is allocated, on a CPU the resident set of the process.
-    """
-    is_known = _reset_peak(device)
-    started = _now(device)
-    result = call()
-    seconds = _now(device) - started
-    return result, seconds, _peak_bytes(device) if is_known else None
-
-
-def _now(device: str) -> float:
+def now(device: str) -> float:
     """Seconds on a clock, once the device has done what it was asked."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def _reset_peak(device: str) -> bool:
+def reset_peak(device: str) -> bool:
     """Start over with the peak of memory; False where that cannot be done."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -45,7 +30,8 @@ def _reset_peak(device: str) -> bool:
     return True
 
 
-def _peak_bytes(device: str) -> int | None:
+def peak_bytes_of(device: str) -> int | None:
+    """Peak of memory since `reset_peak`: allocated on a GPU, the resident set on a CPU; None where it is not known."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()

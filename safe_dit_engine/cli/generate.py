@@ -21,7 +21,7 @@ from ..presets import DEFAULT_PRESET, PRESETS
 from .generate_pictures import Maker, Shot
 from .results import Row, markdown_table, save
 
-log = logging.getLogger("safe_dit.generate")
+log = logging.getLogger("safe_dit.bench")
 
 NAME = "generate"
 DTYPES = ("bfloat16", "float16", "float32")

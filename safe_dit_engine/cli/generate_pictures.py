@@ -15,7 +15,7 @@ import torch
 
 from ..hosts.diffusers.pipeline import apply
 from ..report import RunReport
-from .clock import timed
+from .clock import now
 from .results import environment, psnr_db
 
 DENSE = "dense"
@@ -98,9 +98,12 @@ class Maker:
 
     def _called(self, call: dict[str, Any]) -> tuple[Any, float, int | None]:
         """Picture, seconds and peak of memory of one call of the pipeline."""
-        made, seconds, peak = timed(lambda: self.pipe(**call), self._asked.device)
-        # On a CPU that would be the whole process.
-        return made.images[0], seconds, peak if self._asked.device == "cuda" else None
+        on_gpu = self._asked.device == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        started = now(self._asked.device)
+        picture = self.pipe(**call).images[0]
+        return picture, now(self._asked.device) - started, torch.cuda.max_memory_allocated() if on_gpu else None
 
     def _prompt(self, shot: Shot) -> dict[str, Any]:
         if self._asked.random_weights:

@@ -1,9 +1,10 @@
-"""Results of a measurement: the environment it ran in, closeness of pictures, tables, files."""
+"""What every bench shares: the environment it ran in, closeness of pictures, tables."""
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 
 Row = Mapping[str, Any]
+# A list of numbers only stands on one line of a JSON file.
+NUMBERS = re.compile(r"\[[-+.\deE,\s]+\]")
 
 
 def environment(device: str = "cpu", **extras: Any) -> dict[str, Any]:
@@ -40,6 +43,14 @@ def psnr_db(picture: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0.0 else -10.0 * float(np.log10(error))
 
 
+def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Structural similarity of pictures `[H, W, 3]` in [0, 1] (torchmetrics)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = (torch.from_numpy(np.ascontiguousarray(x, np.float32)).movedim(-1, 0)[None] for x in (picture, reference))
+    return float(structural_similarity_index_measure(a, b, data_range=1.0))
+
+
 def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Rows as a Markdown table; floats with at most four figures."""
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
@@ -56,5 +67,6 @@ def _cell(value: Any) -> str:
 def save(folder: Path, name: str, result: Mapping[str, Any], table: str) -> None:
     """Write `name`.json and `name`.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    text = NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found[0]), json.dumps(result, indent=2))
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")

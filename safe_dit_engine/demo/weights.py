@@ -10,7 +10,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from .network import Autoencoder, DiTConfig, NextDiT, TextConfig, TextEncoder
+from .autoencoder import Autoencoder
+from .network import DiTConfig, NextDiT, TextConfig, TextEncoder
 from .words import TEXT_LENGTH
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"

@@ -1,4 +1,4 @@
-"""What one run remembers between anchors, per cond: keys and values of every block, head rows and denoised latents.
+"""What one run remembers between refreshes, per cond: keys and values of every block, head rows and denoised latents.
 
 A cond is one conditioning inside a batched model call. How conds are batched may change from step to step (ComfyUI splits calls
 by free memory), so tensors are stored as they came, stacked over the conds of a call, and re-stacked only when a call asks for
@@ -18,6 +18,8 @@ from .rows import gather_rows, write_rows_
 
 Conds = tuple[Hashable, ...]
 EIGHT_BIT = torch.float8_e4m3fn
+# Under this name the output of the head is kept.
+HEAD = "head"
 
 
 class CondCache:
@@ -147,6 +149,10 @@ class CacheSizes:
     rows: int = 0
     element: int = 0
 
+    def add_fixed(self, size: int) -> None:
+        """So many bytes are kept whatever is sensitive."""
+        self.fixed += size
+
     def bytes(self, kept: int, eight_bit: bool = False) -> int:
         """Bytes with `kept` tokens sensitive."""
         share = 1.0 / self.element if eight_bit else 1.0
@@ -156,12 +162,12 @@ class CacheSizes:
 class KeyValues:
     """Keys and values of every attention call, by name: those of context rows alone once it is known which these are.
 
-    Between anchors the other rows are fresh in every step, so nothing of them need be kept.
+    Between refreshes the other rows are fresh in every step, so nothing of them need be kept.
     """
 
     def __init__(self, cache: CondCache) -> None:
         self.storage = Storage()
-        self._cache = cache
+        self.cache = cache
         self._lengths: dict[tuple[str, Hashable], int] = {}  # texts differ in length from cond to cond
         self._full: dict[tuple[object, ...], Tensor] = {}
 
@@ -174,7 +180,7 @@ class KeyValues:
         kept = x[:, ::repeats] if repeats > 1 else x
         kept = kept if context is None else gather_rows(kept, context, dim)
         for part, value in _packed(kept, self.storage, head_dim).items():
-            self._cache.store(f"{name}.{part}", conds, value, self.storage.place)
+            self.cache.store(f"{name}.{part}", conds, value, self.storage.place)
 
     def length(self, name: str, conds: Conds) -> int:
         """Rows at full length of what these conds have under `name`."""
@@ -182,7 +188,7 @@ class KeyValues:
 
     def splice(self, name: str, conds: Conds, fresh: Tensor, dim: int, active: Tensor, context: Tensor, repeats: int = 1) -> Tensor:
         """All rows: `fresh` ones at `active`, remembered ones elsewhere. Good until the next call for rows of this shape."""
-        kept = _unpacked([self._cache.load(f"{name}.{part}", conds, fresh.device) for part in self._parts], fresh)
+        kept = _unpacked([self.cache.load(f"{name}.{part}", conds, fresh.device) for part in self._parts], fresh)
         kept = kept.repeat_interleave(repeats, 1) if repeats > 1 else kept
         length = self.length(name, conds)
         if kept.shape[dim] == length:  # all rows are remembered

@@ -1,4 +1,4 @@
-"""How much a run will remember between anchors, and where and how exactly that is kept, by what memory is free."""
+"""How much a run will remember between refreshes, and where and how exactly that is kept, by what memory is free."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from ..tokens.partition import Partition
 from .rows import repeat_rows
 
 
-class Division:
+class SequenceRows:
     """Rows of sequences at full length for a batch of `conds` equal chunks, each holding the images of `partition`.
 
     `tokens`: image tokens. `image_rows`: those and the rows behind them that are none, known once the call is under way.
@@ -24,6 +24,10 @@ class Division:
         self._extras = extras
         self._active: dict[tuple[Layout, int], Tensor] = {}
         self._context: dict[tuple[Layout, int], Tensor] = {}
+
+    def know(self, image_rows: int) -> None:
+        """A sequence holds so many image rows."""
+        self.image_rows = image_rows
 
     def active(self, layout: Layout, length: int) -> Tensor:
         """Active rows of a sequence of `length` rows, rising: `[K]`, or `[conds * images, K]` where images differ."""

@@ -1,4 +1,4 @@
-"""Which step does what: warm-up, anchor or selective (DESIGN: Words; paper section "CAR")."""
+"""Which step does what: warm-up, refresh, selective or skipped (the paper's section "CAR")."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StepKind(str, Enum):
 
 
 class CacheMode(str, Enum):
-    """How keys and values are kept between anchors."""
+    """How keys and values are kept between refreshes."""
 
     AUTO = "auto"
     EXACT = "model precision"
@@ -45,12 +45,13 @@ class CacheMode(str, Enum):
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Every `refresh_interval`-th step is an anchor; outside `start_percent`..`end_percent` of the run all steps are dense.
+    """Every `refresh_interval`-th step is a refresh; outside `start_percent`..`end_percent` of the run all steps are full.
 
-    `forecast`: how far what is not computed follows the line through its last two values: 0 holds the last (the paper), 1 follows it.
-    `early_refresh`: the first third of the cycles, where the picture still changes fast, are shorter: they grow from 2 steps to the interval.
-    `skipped_steps`: how many steps of a cycle compute nothing at all, the last ones before the anchor; the others are selective.
-    `corrector`: whether an anchor makes up for what the steps before it got wrong (forecast.py).
+    `forecast`: how far what is not computed follows the line through its last two values: 0 reuses the last (the paper), 1 extrapolates.
+    `early_refresh`: in the first third of the run, where the picture still changes fast, refreshes are closer together: first every second
+    step, then less and less often.
+    `skipped_steps`: how many steps between two refreshes compute nothing at all, the last ones before the next; the others are selective.
+    `corrector`: whether a refresh makes up for what the steps before it got wrong (forecast.py).
     `cache`: how keys and values are kept in between; auto goes by the memory that is free.
     `spaced`: how far apart full steps may lie in progress, as a share of what is known to be good (`widest_gap`), however many steps there
     are; then warm-up ends where it would in a run of `REFERENCE_STEPS`. 1 for presets; 0, for values given by hand: they are taken as they
@@ -69,12 +70,12 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh_interval <= MAX_REFRESH_INTERVAL:
-            allowed = f"a whole number from 1 (dense) to {MAX_REFRESH_INTERVAL}"
+            allowed = f"a whole number from 1 (every step is full) to {MAX_REFRESH_INTERVAL}"
             raise ValueError(f"`refresh_interval` is {self.refresh_interval}; give {allowed}.")
         if not 0.0 <= self.forecast <= 1.0:
-            raise ValueError(f"`forecast` is {self.forecast}; give a number from 0 (hold) to 1 (follow the line).")
+            raise ValueError(f"`forecast` is {self.forecast}; give a number from 0 (reuse the last) to 1 (extrapolate).")
         if self.skipped_steps < 0:
-            raise ValueError(f"`skipped_steps` is {self.skipped_steps}; give 0 (none) or more; the anchor of a cycle always stays.")
+            raise ValueError(f"`skipped_steps` is {self.skipped_steps}; give 0 (none) or more; refreshes always stay.")
         if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
             raise ValueError(
                 f"`start_percent` {self.start_percent} and `end_percent` {self.end_percent} must lie in 0..1, the start not after the end."
@@ -87,8 +88,8 @@ def plan_steps(
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
-    the window opens if that is later; its last step is the first anchor. An anchor are also the last step, and any into or out of which
-    the noise level does not fall.
+    the window opens if that is later. The last step of a run is a refresh, and so is every step into or out of which the noise
+    level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
@@ -156,7 +157,7 @@ def _before(progress: Sequence[float], level: float) -> int:
 
 
 def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
-    """Lengths of the cycles over the `steps` after warm-up: with `early_refresh`, those of the first third grow from 2 steps to the interval."""
+    """Lengths of the cycles over the `steps` after warm-up; with `early_refresh` those of the first third grow from 2 to the interval."""
     interval = schedule.refresh_interval
     short = math.ceil(steps / interval / 3) if schedule.early_refresh else 0
     growing = [2 + index * (interval - 2) // short for index in range(short)]
@@ -171,8 +172,8 @@ def _room(progress: Sequence[float], before: int, full: int, steps: range, space
 
 
 def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:
-    held = min(schedule.skipped_steps, between)
-    return [StepKind.SELECTIVE] * (between - held) + [StepKind.SKIPPED] * held + [StepKind.REFRESH]
+    skipped = min(schedule.skipped_steps, between)
+    return [StepKind.SELECTIVE] * (between - skipped) + [StepKind.SKIPPED] * skipped + [StepKind.REFRESH]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Sampler:
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
-    What presets may do, by what was measured: `held` and `selective`: how many skipped and how many selective steps they run one after
+    What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what Euler's method bears.
     """
 
@@ -42,10 +42,10 @@ class Sampler:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
         if not schedule.spaced:
             return schedule
-        held = min(schedule.skipped_steps, self.skipped)
-        most = held if schedule.skipped_steps else self.selective
+        skipped = min(schedule.skipped_steps, self.skipped)
+        most = skipped if schedule.skipped_steps else self.selective
         interval = min(schedule.refresh_interval, most + 1)
-        return replace(schedule, skipped_steps=held, refresh_interval=interval, spaced=schedule.spaced * self.reach)
+        return replace(schedule, skipped_steps=skipped, refresh_interval=interval, spaced=schedule.spaced * self.reach)
 
     def why_full(self, schedule: ScheduleConfig) -> str:
         """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""

@@ -70,6 +70,6 @@ def kept_tokens(tokens: int, keep_ratio: float, sensitive: int, context: int) ->
     """How many of `tokens` a selective step computes when so many are forced.
 
     Painted sensitive ones are always in and may be more than the keep ratio asks for; painted context is never in and may leave fewer.
-    At least one stays: a step without any would be a held one.
+    At least one stays: a step without any would be a skipped one.
     """
     return max(1, min(max(math.ceil(keep_ratio * tokens), sensitive), tokens - context))

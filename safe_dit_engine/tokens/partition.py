@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .focus import FocusRequest
+from .grid import TokenGrid
 from .painting import CONTEXT, SENSITIVE, kept_tokens, resize_painting
 
 MIN_KEEP_RATIO = 0.05
@@ -56,7 +57,7 @@ class Partition:
 
     rows: Tensor
     sensitive: Tensor
-    grid: tuple[int, int]
+    grid: TokenGrid
 
     @property
     def kept(self) -> int:
@@ -66,34 +67,34 @@ class Partition:
     @property
     def full(self) -> bool:
         """Whether every token is sensitive, so that there is nothing to save."""
-        return self.kept == self.grid[0] * self.grid[1]
+        return self.kept == self.grid.tokens
 
     def cpu(self) -> Partition:
         """The same in system memory."""
         return Partition(self.rows.cpu(), self.sensitive.cpu(), self.grid)
 
-    def pixels(self, patch: int, spatial: tuple[int, ...]) -> Tensor:
-        """Bool `[B, 1, *spatial]`: latent pixels that belong to sensitive tokens of `patch` x `patch` pixels.
+    def pixels(self, edge: int, spatial: tuple[int, ...]) -> Tensor:
+        """Bool `[B, 1, *spatial]`: latent pixels that belong to sensitive tokens of `edge` x `edge` pixels.
 
-        `spatial`: height and width of the latent, before them its frames where it is a video; its grid holds frame under frame.
+        `spatial`: height and width of the latent, before them its frames where it is a video.
         """
-        frames = spatial[0] if len(spatial) == 3 else 1
-        grid = self.sensitive.view(-1, 1, frames, self.grid[0] // frames, self.grid[1])
-        pixels = grid.repeat_interleave(patch, -2).repeat_interleave(patch, -1)[..., : spatial[-2], : spatial[-1]]
-        return pixels.reshape(grid.shape[0], 1, *spatial)
+        tokens = self.grid.apart(self.sensitive.view(-1, *self.grid.shape))
+        pixels = tokens.repeat_interleave(edge, -2).repeat_interleave(edge, -1)[..., : spatial[-2], : spatial[-1]]
+        return pixels.reshape(self.sensitive.shape[0], 1, *spatial)
 
 
-def select_rows(sensitivity: Tensor, keep_ratio: float, forced: Tensor | None = None, barred: Tensor | None = None) -> Partition:
-    """Top tokens of `sensitivity` `[B, h, w]`.
+def select_rows(
+    sensitivity: Tensor, grid: TokenGrid, keep_ratio: float, forced: Tensor | None = None, barred: Tensor | None = None
+) -> Partition:
+    """Top tokens of the map `sensitivity` `[B, h, w]` of a `grid`.
 
     Tokens of `forced` (bool, same shape) are always in, growing the share if they must; those of `barred` (bool `[h, w]`, none of them
     forced) never, shrinking it if they must. If all are barred, the top one is in all the same: a step computes at least one.
     """
-    batch, height, width = sensitivity.shape
-    flat = sensitivity.reshape(batch, -1)
+    flat = sensitivity.flatten(1)
     most_forced = 0
     if forced is not None:
-        painted = forced.reshape(batch, -1)
+        painted = forced.flatten(1)
         flat = flat.masked_fill(painted, float("inf"))
         most_forced = int(painted.sum(1).max())
     if barred is not None and not barred.all():
@@ -102,27 +103,27 @@ def select_rows(sensitivity: Tensor, keep_ratio: float, forced: Tensor | None = 
     rows = flat.topk(count, dim=1).indices.sort(dim=1).values
     sensitive = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, rows, True)
     same = bool((rows == rows[:1]).all())
-    return Partition(rows[0] if same else rows, sensitive, (height, width))
+    return Partition(rows[0] if same else rows, sensitive, grid)
 
 
 def forced_tokens(
-    config: PartitionConfig, batch: int, grid: tuple[int, int], device: torch.device, frames: int = 1
+    config: PartitionConfig, batch: int, grid: TokenGrid, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """What mask and painting force on a grid: tokens always in, bool `[batch, h, w]`, and tokens never in, bool `[h, w]`; None: none."""
-    forced = None if config.painted is None else painted_tokens(config.painted.to(device), batch, grid, frames)
+    forced = None if config.painted is None else painted_tokens(config.painted.to(device), batch, grid)
     if config.painting is None:
         return forced, None
-    tokens = resize_painting(config.painting.to(device), grid)
+    tokens = resize_painting(config.painting.to(device), grid.shape)
     sensitive, barred = (tokens == SENSITIVE).expand(batch, -1, -1), tokens == CONTEXT
     return (sensitive if forced is None else (forced | sensitive) & ~barred), barred
 
 
-def painted_tokens(painted: Tensor, batch: int, grid: tuple[int, int], frames: int = 1) -> Tensor:
+def painted_tokens(painted: Tensor, batch: int, grid: TokenGrid) -> Tensor:
     """Bool `[batch, h, w]`: tokens whose mean under the painted mask `[..., H, W]` is above one half.
 
     Masks repeat over the batch, and over the frames of a video.
     """
-    single = (grid[0] // frames, grid[1])
-    pooled = torch.nn.functional.adaptive_avg_pool2d(painted.float().reshape(-1, 1, *painted.shape[-2:]), single)[:, 0]
+    pixels = painted.float().reshape(-1, 1, *painted.shape[-2:])
+    pooled = torch.nn.functional.adaptive_avg_pool2d(pixels, (grid.rows, grid.columns))[:, 0]
     repeats = math.ceil(batch / pooled.shape[0])
-    return pooled.repeat(repeats, frames, 1)[:batch] > 0.5
+    return pooled.repeat(repeats, grid.frames, 1)[:batch] > 0.5

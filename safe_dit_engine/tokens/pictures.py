@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..report import RunReport
+from .grid import frames_in
+from .partition import Partition
 
 PIXELS_PER_LATENT = 8
 CONTEXT_BRIGHTNESS = 0.35
@@ -14,35 +15,28 @@ CONTEXT_BRIGHTNESS = 0.35
 _RAMP = ((0.05, 0.05, 0.25), (0.10, 0.30, 0.50), (0.15, 0.55, 0.55), (0.55, 0.75, 0.35), (1.00, 0.93, 0.30))
 
 
-def sensitivity_mask(report: RunReport | None, latent_shape: tuple[int, ...]) -> Tensor:
+def sensitivity_mask(sensitivity: Tensor | None, partition: Partition | None, latent_shape: tuple[int, ...]) -> Tensor:
     """Sensitivity `[images, H, W]` in [0, 1]; zeros where there is no map."""
-    if report is None or report.sensitivity is None:
+    if sensitivity is None or partition is None:
         return torch.zeros(_picture_shape(latent_shape))
-    return _enlarge(_frames(report.sensitivity.float().cpu().nan_to_num(0.0), latent_shape)[:, None], latent_shape)[:, 0]
+    tokens = partition.grid.apart(sensitivity.float().cpu().nan_to_num(0.0))
+    return _enlarge(tokens[:, None], latent_shape)[:, 0]
 
 
-def token_map(report: RunReport | None, latent_shape: tuple[int, ...]) -> Tensor:
-    """Sensitivity in colour `[images, H, W, 3]`; tokens held between anchors are dimmed. Black where there is no map."""
-    if report is None or report.sensitivity is None:
+def token_map(sensitivity: Tensor | None, partition: Partition | None, latent_shape: tuple[int, ...]) -> Tensor:
+    """Sensitivity in colour `[images, H, W, 3]`; tokens of the context are dimmed. Black where there is no map."""
+    if sensitivity is None or partition is None:
         return torch.zeros((*_picture_shape(latent_shape), 3))
-    colours = _coloured(report.sensitivity.float().cpu())
-    if report.partition is not None and not report.partition.full:
-        sensitive = report.partition.sensitive.cpu().view(-1, *report.partition.grid)
+    colours = _coloured(sensitivity.float().cpu())
+    grid = partition.grid
+    if not partition.full:
+        sensitive = partition.sensitive.cpu().view(-1, *grid.shape)
         colours = torch.where(sensitive[..., None], colours, colours * CONTEXT_BRIGHTNESS)
-    return _enlarge(_frames(colours, latent_shape).movedim(-1, 1), latent_shape).movedim(1, -1)
+    return _enlarge(grid.apart(colours).movedim(-1, 1), latent_shape).movedim(1, -1)
 
 
 def _picture_shape(latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    return latent_shape[0] * _count(latent_shape), latent_shape[-2] * PIXELS_PER_LATENT, latent_shape[-1] * PIXELS_PER_LATENT
-
-
-def _count(latent_shape: tuple[int, ...]) -> int:
-    return latent_shape[2] if len(latent_shape) == 5 else 1
-
-
-def _frames(tokens: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
-    """A map `[images, frames * h, ...]`, frame under frame, as `[images * frames, h, ...]`."""
-    return tokens.unflatten(1, (_count(latent_shape), -1)).flatten(0, 1)
+    return latent_shape[0] * frames_in(latent_shape[2:]), latent_shape[-2] * PIXELS_PER_LATENT, latent_shape[-1] * PIXELS_PER_LATENT
 
 
 def _enlarge(tokens: Tensor, latent_shape: tuple[int, ...]) -> Tensor:

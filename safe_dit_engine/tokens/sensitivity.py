@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .focus import Focus
+from .grid import TokenGrid
 
 # Of a table of the softmax, 64 MiB: evidence must not be what a run fails for want of memory.
 LARGEST_TABLE = 2**24
@@ -66,20 +67,9 @@ def content_share(mass: Tensor) -> Tensor:
     return (excess * contrast).sum(-1)
 
 
-def guidance_strength(cond: Tensor, uncond: Tensor, grid: tuple[int, int]) -> Tensor:
-    """|cond - uncond| of denoised predictions `[B, C, H, W]`, mean over channels and a token's pixels: `[B, h, w]`.
-
-    Of videos `[B, C, frames, H, W]`: `[B, frames * h, w]`, frame under frame; `grid` counts all frames.
-    """
-    return pool_to_tokens((cond - uncond).abs().mean(1), grid)
-
-
-def pool_to_tokens(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean over a token's pixels: `[B, H, W]`, or of videos `[B, frames, H, W]`, as `[B, h, w]`; `grid` counts all frames."""
-    frames = pixels.shape[1] if pixels.ndim == 4 else 1
-    single = pixels.reshape(-1, 1, *pixels.shape[-2:])
-    pooled = torch.nn.functional.adaptive_avg_pool2d(single, (grid[0] // frames, grid[1]))
-    return pooled.reshape(-1, *grid)
+def guidance_strength(cond: Tensor, uncond: Tensor, grid: TokenGrid) -> Tensor:
+    """|cond - uncond| of denoised predictions `[B, C, H, W]` or `[B, C, frames, H, W]`, mean over channels and a token's pixels: a map."""
+    return grid.pool((cond - uncond).abs().mean(1))
 
 
 def smooth(tokens: Tensor, sigma: float) -> Tensor:
@@ -121,7 +111,7 @@ class Evidence:
         return self._guidance is not None
 
     def add_attention(self, mass: Tensor, words: Tensor) -> None:
-        """Add `image_to_text` `[B, N, T]` of a layer and step, of the conditional cond; `words`: keys of the text `[B, heads, T, D]`."""
+        """Add `image_to_text` `[B, N, T]` of a layer and step, of the positive cond; `words`: keys of the text `[B, heads, T, D]`."""
         mass = mass.masked_fill(repeated_rows(words)[:, None], 0.0)
         share = content_share(mass if self.focus is None else mass[..., self.focus.rows(mass.shape[-1])])
         share = share / share.mean(1, keepdim=True).clamp_min(1e-12)
@@ -132,17 +122,16 @@ class Evidence:
         share = strength / strength.mean((1, 2), keepdim=True).clamp_min(1e-12)
         self._guidance = share if self._guidance is None else self._guidance + share
 
-    def attention_map(self, grid: tuple[int, int], smoothing: float, frames: int = 1) -> Tensor:
-        """Map `[B, h, w]` in [0, 1] from attention; a video's frames stand under one another and are smoothed each by itself."""
+    def attention_map(self, grid: TokenGrid, smoothing: float) -> Tensor:
+        """Map in [0, 1] from attention; every frame of a video is smoothed by itself."""
         assert self._mass is not None
-        return _finished(self._mass.view(-1, *grid), smoothing, frames)
+        return _finished(self._mass.view(-1, *grid.shape), grid, smoothing)
 
-    def guidance_map(self, smoothing: float, frames: int = 1) -> Tensor:
-        """Map `[B, h, w]` in [0, 1] from the guidance signal."""
+    def guidance_map(self, grid: TokenGrid, smoothing: float) -> Tensor:
+        """Map in [0, 1] from the guidance signal."""
         assert self._guidance is not None
-        return _finished(self._guidance, smoothing, frames)
+        return _finished(self._guidance, grid, smoothing)
 
 
-def _finished(tokens: Tensor, smoothing: float, frames: int) -> Tensor:
-    single = tokens.reshape(tokens.shape[0] * frames, -1, tokens.shape[-1])
-    return normalise(smooth(single, smoothing).view_as(tokens))
+def _finished(tokens: Tensor, grid: TokenGrid, smoothing: float) -> Tensor:
+    return normalise(smooth(grid.apart(tokens), smoothing).view_as(tokens))

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from benchmarks import backbones as table
-from safe_dit_engine.backbones import BACKBONES, LEFT_DENSE, argument_names, find_backbone
+from safe_dit_engine.backbones import BACKBONES, LEFT_DENSE, argument_names, described_in, find_backbone
 
 NAMES = {backbone.name for backbone in BACKBONES}
 AGAIN = "run the tests of all families again with SAFE_DIT_WRITE_TABLES=1"
@@ -51,7 +51,7 @@ def test_the_documentation_lists_every_family() -> None:
 
 @pytest.mark.parametrize("name", LEFT_DENSE)
 def test_what_is_left_dense_says_why(name: str) -> None:
-    fit = find_backbone(type(name, (nn.Module,), {})())
+    fit = find_backbone(type(name, (nn.Module,), {})(), BACKBONES)
     assert fit.backbone is None and fit.reason.endswith(f"with the model `{name}`: {LEFT_DENSE[name]}")
 
 
@@ -86,3 +86,43 @@ def patched_and_read() -> Block:
     block.forward = MethodType(lambda _, rows: block(rows), block)  # type: ignore[method-assign]
     assert argument_names(block) == ["rows"]
     return block
+
+
+MADE_UP = """
+from safe_dit_engine.backbones.base import Backbone, BlockGroup, Layout, RowArgument
+
+MADE_UP = Backbone(
+    name="Made-up",
+    class_names=("MadeUp",),
+    groups=(BlockGroup("blocks", Layout.IMAGE, "x", (RowArgument("positions", 1, Layout.IMAGE),), attentions=(Layout.IMAGE,)),),
+    head="head",
+    head_layout=Layout.IMAGE,
+    patch=2,
+)
+"""
+
+
+class MadeUp(nn.Module):
+    """A model that nobody has heard of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([MadeUpBlock(), MadeUpBlock()])
+        self.head = nn.Linear(4, 4)
+
+
+class MadeUpBlock(nn.Module):
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + positions
+
+
+def test_a_family_is_one_file_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laid into the folder of families, it is found, and nothing else is edited."""
+    folder = tmp_path / "made_up_families"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "made_up.py").write_text(MADE_UP, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = described_in("made_up_families", [str(folder)])
+    assert [backbone.name for backbone in found] == ["Made-up"]
+    assert find_backbone(MadeUp(), found).backbone is found[0] and find_backbone(MadeUp(), BACKBONES).backbone is None

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.masktax import RATIOS, SUMMARY, Call, Cell, measure, paper_figure, parse, plot, ratio, timings
 from benchmarks.__main__ import main
-from safe_dit_engine.masks.certify import MaskLedger
+from benchmarks.masktax import RATIOS, SUMMARY, Call, Cell, measure, paper_figure, parse, plot, ratio, timings
+from safe_dit_engine.masks.ledger import MaskLedger
 
 TINY = ["--tokens", "64", "--head-dims", "8", "--heads", "2", "--rounds", "2", "--without", "flex"]
 PLAIN = {

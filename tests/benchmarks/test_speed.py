@@ -19,9 +19,8 @@ from benchmarks.diffusers.models import LUMINA_NEXT, MODELS, Subject, attention_
 from benchmarks.diffusers.speed_meter import Cell, metered, sample
 from benchmarks.diffusers.speed_plot import lines_of
 from safe_dit_engine.hosts.diffusers.pipeline import apply
-from safe_dit_engine.masks.certify import MaskMode
-from safe_dit_engine.presets import PRESETS
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.masks.ledger import MaskMode
+from safe_dit_engine.presets import PRESETS, SafeConfig
 from safe_dit_engine.steps.levels import flow_progress
 from safe_dit_engine.steps.plan import StepKind, plan_steps
 from safe_dit_engine.steps.samplers import EULER

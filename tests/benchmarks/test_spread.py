@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.measure.spread import SpreadPolicy
+from safe_dit_engine.tokens.grid import TokenGrid
 
-GRID = (4, 4)
+GRID = TokenGrid(1, 4, 4)
 
 
 def test_the_token_with_uneven_noise_scores_highest() -> None:

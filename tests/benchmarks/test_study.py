@@ -17,8 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
-from benchmarks.study import study
 from benchmarks import __main__ as entry
+from benchmarks.study import study
 
 MARGIN, CONFIDENCE = 0.05, 0.95
 DATA = '<script type="application/json" id="study-data">'

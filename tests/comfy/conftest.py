@@ -65,6 +65,12 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> InProcessComfy:
     return InProcessComfy(path, base, nodes, sys.modules[str(folder).replace(".", "_x_")])
 
 
+def described(comfy: InProcessComfy, module: torch.nn.Module) -> Any:
+    """What the pack's table of ComfyUI's families says of a model."""
+    backbones = comfy.engine("backbones")
+    return backbones.find_backbone(module, backbones.BACKBONES)
+
+
 TEXT_WIDTH = 64
 NEXTDIT = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2,
@@ -85,7 +91,7 @@ class TinyNextDiT:
         return [[torch.randn(1, tokens, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)), extras]]
 
     def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2, model: Any = None, **schedule: Any) -> Any:
-        """The model through the Accelerate node with own values; `schedule` replaces the plain one: forecast, early_refresh, skipped_steps, corrector."""
+        """The model through the Accelerate node with own values; `schedule` replaces the plain one."""
         values = {"forecast": 0.0, "early_refresh": False, "skipped_steps": 0, "corrector": False, **schedule}
         inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, **values}
         return self.comfy.execute("SafeDitAccelerate", model=model or self.model, **inputs)[0]
@@ -108,7 +114,7 @@ class TinyNextDiT:
     def report(self, node_id: str = "sampler") -> Any:
         """Report of the last run under that node."""
         prompt = {"after": {"inputs": {"latent": [node_id, 0]}}}
-        return self.comfy.engine("hosts.comfy.live").report_upstream(prompt, "after")
+        return self.comfy.engine("hosts.comfy.reports").report_upstream(prompt, "after")
 
     def leftovers(self) -> list[str]:
         """Hooks and instance attributes on the shared module that were not there when it was built."""

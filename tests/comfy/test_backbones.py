@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.backbones import write_differences
 
 from ..support.families import COSMOS, FAMILIES, Family, operations
+from .conftest import described
 
 Record = Callable[[str, object], None]
 STEPS = 8
@@ -56,7 +57,7 @@ class TinyFamily:
 
     def report(self) -> Any:
         """Report of the last run."""
-        return self.comfy.engine("hosts.comfy.live").report_upstream({"after": {"inputs": {"latent": ["sampler", 0]}}}, "after")
+        return self.comfy.engine("hosts.comfy.reports").report_upstream({"after": {"inputs": {"latent": ["sampler", 0]}}}, "after")
 
     def leftovers(self) -> list[str]:
         """Modules with hooks or attributes of their own."""
@@ -124,7 +125,7 @@ def frozen(model: Any) -> tuple[Any, list[tuple[str, float, float]]]:
             first[key] = (t, denoised.clone())
         else:
             difference = (denoised - output).abs().max()
-            found.append((options["safe_dit_run"].run.kind.value, float(difference), float(output.abs().max())))
+            found.append((options["safe_dit_run"].run.evaluation.kind.value, float(difference), float(output.abs().max())))
         return denoised
 
     patched = model.clone()
@@ -222,4 +223,4 @@ def test_anima_is_found(comfy: Any) -> None:
     """Its text adapter has one size, too large to run here; everything behind that is Cosmos-Predict2's."""
     anima = importlib.import_module("comfy.ldm.anima.model")
     module = anima.Anima(**COSMOS, device=torch.device("meta"), dtype=torch.float32, operations=operations())
-    assert comfy.engine("backbones").find_backbone(module).backbone.name == "Cosmos-Predict2"
+    assert described(comfy, module).backbone.name == "Cosmos-Predict2"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support.families import FAMILIES, FLUX, QWEN, Family, build_flux, build_hunyuan, configured, operations, random_weights
+from .conftest import described
 from .test_backbones import Record, TinyFamily, frozen, largest
 from .test_masks_in_models import judged, model_calls
 
@@ -350,7 +351,7 @@ def test_an_unknown_class(comfy: Any) -> None:
     tiny = TinyFamily(comfy, BY_NAME["Flux"])
     module = tiny.model.model.diffusion_model
     module.__class__ = type("FluxOfTomorrow", (type(module),), {})
-    reason = comfy.engine("backbones").find_backbone(module).reason
+    reason = described(comfy, module).reason
     assert reason.startswith("The model class `FluxOfTomorrow` is not supported yet (supported: ")
     dense_because(tiny, f"{reason}; it runs dense.")
 
@@ -383,7 +384,7 @@ def test_a_part_of_another_name(comfy: Any, name: str, path: str) -> None:
     module = tiny.model.model.diffusion_model
     setattr(module, f"{path}_of_tomorrow", getattr(module, path))
     delattr(module, path)
-    fit = comfy.engine("backbones").find_backbone(module)
+    fit = described(comfy, module)
     assert fit.backbone is None
     expected = f"The model `{type(module).__name__}` no longer fits the {name} backbone: it has no `{path}`"
     assert fit.reason == expected
@@ -392,7 +393,7 @@ def test_a_part_of_another_name(comfy: Any, name: str, path: str) -> None:
 def test_no_blocks(comfy: Any) -> None:
     module = TinyFamily(comfy, BY_NAME["SD3"]).model.model.diffusion_model
     del module.joint_blocks[:]
-    assert "its `joint_blocks` is empty" in comfy.engine("backbones").find_backbone(module).reason
+    assert "its `joint_blocks` is empty" in described(comfy, module).reason
 
 
 def test_weights_in_eight_bits(comfy: Any) -> None:

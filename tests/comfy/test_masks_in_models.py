@@ -78,7 +78,7 @@ def trimmed_and_not(tiny: Any, padding: Any) -> tuple[Tensor, Tensor, Tensor]:
 @contextmanager
 def judged(tiny: Any) -> Iterator[list[Tensor]]:
     """The masks the pack reduces meanwhile."""
-    masks, seen = tiny.comfy.engine("masks.certify"), []
+    masks, seen = tiny.comfy.engine("masks.ledger"), []
     certify = masks.certify
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masks, "certify", lambda mask: seen.append(mask) or certify(mask))
@@ -185,7 +185,7 @@ def test_of_unknown_origin_it_is_one_a_layer(family: str, request: pytest.Fixtur
     tiny = request.getfixturevalue(family)
     prompts = tiny.prompts(9, 4)
     known = tiny.sample(tiny.certified(), **prompts)
-    monkeypatch.setattr(tiny.comfy.engine("masks.sources"), "SOURCES", ())
+    monkeypatch.setattr(tiny.comfy.engine("hosts.comfy.calls"), "mask_source_of", lambda *_: None)
     with judged(tiny) as masks:
         assert torch.equal(tiny.sample(tiny.certified(), **prompts), known)
     assert len(masks) == LAYERS[family] * STEPS
@@ -355,7 +355,7 @@ CASES = st.builds(
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "attention_basic"])
 def test_every_backend_gives_what_it_gave_with_the_mask(comfy: Any, backend: str, record_property: Record) -> None:
-    attention, masks, largest = comfy.engine("masks.sdpa"), comfy.engine("masks.certify"), [0.0]
+    attention, masks, largest = comfy.engine("hosts.comfy.attention"), comfy.engine("masks.ledger"), [0.0]
 
     @settings(max_examples=200)
     @given(CASES)
@@ -377,8 +377,8 @@ def test_booleans_are_trimmed_only_where_they_mean_padding(comfy: Any, backend: 
     """The CPU's default attention adds them to the logits as 0 and 1: who passes them there gets what that gives."""
     case = Case(True, False, False, False, False, False, 4, 2, 5, 6, 0.5, LOWEST, 3)
     mask = (case.attended() | torch.tensor(not padded)).view(1, 1, 1, 6)
-    ledger = comfy.engine("masks.certify").MaskLedger()
-    found = case.attend(backend, mask, comfy.engine("masks.sdpa").AttentionOverride(ledger, None, None))
+    ledger = comfy.engine("masks.ledger").MaskLedger()
+    found = case.attend(backend, mask, comfy.engine("hosts.comfy.attention").AttentionOverride(ledger, None, None))
     expected = case.attend(backend, mask)
     if padded and backend != "attention_pytorch":
         assert torch.equal(found, expected) and "adds boolean masks" in ledger.sentence()

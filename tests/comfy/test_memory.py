@@ -32,7 +32,7 @@ def flux(comfy: InProcessComfy) -> TinyFamily:
 
 def with_cache(tiny: Any, mode: str, **changes: Any) -> Any:
     """The accelerated model with another way of keeping keys and values."""
-    host, schedule = (tiny.comfy.engine(name) for name in ("hosts.comfy", "steps.plan"))
+    host, schedule = (tiny.comfy.engine(name) for name in ("hosts.comfy.wrappers", "steps.plan"))
     model = tiny.accelerated(**{**SELECTIVE, **changes})
     known = host.config_of(model).schedule
     return host.configure(model, schedule=importlib.import_module("dataclasses").replace(known, cache=schedule.CacheMode(mode)))
@@ -68,7 +68,7 @@ def test_repeated_heads_are_kept_once(grouped: TinyNextDiT, monkeypatch: pytest.
     if not plenty:
         monkeypatch.setattr(grouped.comfy.engine("selective.memory"), "PLENTY", 0.0)
     seen: list[int] = []
-    grouped.sample(watched(with_cache(grouped, "auto"), lambda run: seen.append(run.cache.bytes)))
+    grouped.sample(watched(with_cache(grouped, "auto"), lambda run: seen.append(run.partial.cache.bytes)))
     rows = 64 + 3 * 104 if plenty else 4 * 48
     head, refiner = 2 * (64 + 40) * 64 * 4, 2 * 40 * 96 * 4
     assert max(seen) == 2 * rows * 2 * 2 * 24 * 4 + head + refiner
@@ -121,7 +121,7 @@ def test_out_of_memory_finishes_the_picture(tiny: TinyNextDiT, at_call: int) -> 
     accelerated = tiny.accelerated(**SELECTIVE)
     hook = tiny.model.model.diffusion_model.layers[1].register_forward_pre_hook(fail)
     try:
-        found = tiny.sample(watched(accelerated, lambda run: held.append(run.cache.bytes + run.key_values.bytes)))
+        found = tiny.sample(watched(accelerated, lambda run: held.append(run.partial.bytes)))
     finally:
         hook.remove()
     assert found.isfinite().all()

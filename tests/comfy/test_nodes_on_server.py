@@ -125,7 +125,7 @@ def test_accelerate_and_report(server: ComfyServer) -> None:
     prompt["grey"] = node("MaskToImage", mask=("report", 1))
     prompt["sensitivity"] = node("PreviewImage", images=("grey", 0))
     result = server.run(prompt)
-    assert text_of(result).startswith("SAFE-DiT: 2 warmup, 2 anchor, 4 selective | ")
+    assert text_of(result).startswith("SAFE-DiT: 2 warmup, 2 refresh, 4 selective | ")
     assert f"64 of {TOKENS} tokens are sensitive" in text_of(result)
     assert [step[:2] for step in record_of(result)["steps"]] == [[index, kind] for index, kind in enumerate(PLAN)]
     assert pixels(server, result).shape == (SIZE, SIZE, 3)
@@ -157,7 +157,7 @@ def test_step_messages(server: ComfyServer) -> None:
 
 def test_four_nodes(server: ComfyServer) -> None:
     result = server.run(four_nodes())
-    assert text_of(result).startswith("SAFE-DiT: 2 warmup, 2 anchor, 4 selective | ")
+    assert text_of(result).startswith("SAFE-DiT: 2 warmup, 2 refresh, 4 selective | ")
     assert "SAFE+SW" in text_of(result)
     assert "attention calls" in record_of(result)["masks"]
     assert {message["node"] for message in result.steps} == {"weights"}

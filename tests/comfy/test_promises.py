@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from .conftest import described
+
 SELECTIVE = "selective"
 PART = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
 SCHEDULE = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "early_refresh": False}
@@ -90,22 +92,21 @@ def test_a_stale_cache_would_be_seen(tiny: Any) -> None:
 
 def evaluator(tiny: Any, size: tuple[int, int], images: int) -> Callable[..., tuple[Tensor, str]]:
     """Model calls inside one run, at a fixed (x, t) whatever sigma the run is told."""
-    host, live, run = (tiny.comfy.engine(name) for name in ("hosts.comfy", "hosts.comfy_live", "run"))
+    host, live, run = (tiny.comfy.engine(name) for name in ("hosts.comfy.wrappers", "hosts.comfy.sampling", "run"))
     model = tiny.accelerated(keep=0.3, warmup=1)
     base = tiny.model.model
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2 * images, 16, *size, generator=generator)
     text = torch.randn(2 * images, 40, 64, generator=generator)
-    state = live.LiveRun(run.Run(host.config_of(model), base.diffusion_model, [1.0, 0.9, 0.8, 0.0], (images, 16, *size), (0, 3)))
+    state = live.Sampling(run.Run(host.config_of(model), base.diffusion_model, [1.0, 0.9, 0.8, 0.0], (images, 16, *size), (0, 3)))
     options = {host.RUN: state, "uuids": ["a", "b"], "cond_or_uncond": [1, 0], "wrappers": {"apply_model": {"k": [host.apply_model]}}}
 
     def evaluate(sigma: float, shift: float = 0.0) -> tuple[Tensor, str]:
-        state.run.begin_evaluation(sigma)
-        state.run.begin_batch(frozenset([0]))
-        with torch.inference_mode():
+        with state.run.evaluate(sigma) as evaluation, torch.inference_mode():
+            evaluation.begin_batch(frozenset([0]))
             t = torch.full((2 * images,), 0.7)
             out = base.apply_model(x + shift, t, c_crossattn=text, transformer_options=dict(options), num_tokens=40)
-        return out, state.run.end_evaluation().kind.value
+        return out, state.run.report.evaluations[-1].kind.value
 
     return evaluate
 
@@ -152,11 +153,11 @@ def fail_at(tiny: Any, call: int, raised: BaseException) -> Any:
 
 def test_caches_are_freed_at_the_end(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Any] = []
-    module = tiny.comfy.engine("hosts.comfy.wrappers")
-    monkeypatch.setattr(module, "LiveRun", lambda run: runs.append(run) or tiny.comfy.engine("hosts.comfy.live").LiveRun(run))
+    module, sampling = tiny.comfy.engine("hosts.comfy.wrappers"), tiny.comfy.engine("hosts.comfy.sampling").Sampling
+    monkeypatch.setattr(module, "Sampling", lambda run, *rest: runs.append(run) or sampling(run, *rest))
     tiny.sample(tiny.accelerated())
     assert tiny.report().cache_bytes > 100_000
-    assert runs[0].cache.bytes == 0
+    assert runs[0].partial.bytes == 0
 
 
 def test_the_same_model_at_other_sizes_batches_and_steps(tiny: Any) -> None:
@@ -380,20 +381,18 @@ def test_reference_latents(padded: Any) -> None:
 
 
 def test_an_unknown_model_runs_dense_and_is_named(tiny: Any) -> None:
-    find = tiny.comfy.engine("backbones").find_backbone
-    assert "`Linear` is not supported yet" in find(torch.nn.Linear(2, 2)).reason
+    assert "`Linear` is not supported yet" in described(tiny.comfy, torch.nn.Linear(2, 2)).reason
 
 
 def test_a_model_that_no_longer_fits_is_found_before_sampling(tiny: Any, dense: Tensor) -> None:
     module = tiny.model.model.diffusion_model
     head = module.final_layer
-    find = tiny.comfy.engine("backbones").find_backbone
     try:
         del module.final_layer
-        assert "it has no `final_layer`" in find(module).reason
+        assert "it has no `final_layer`" in described(tiny.comfy, module).reason
     finally:
         module.final_layer = head
-    assert find(module).backbone is not None
+    assert described(tiny.comfy, module).backbone is not None
 
 
 # Attention override
@@ -401,7 +400,7 @@ def test_a_model_that_no_longer_fits_is_found_before_sampling(tiny: Any, dense: 
 
 def test_override_chains_and_rules_on_masks(tiny: Any) -> None:
     attention = importlib.import_module("comfy.ldm.modules.attention").attention_pytorch
-    override, masks = tiny.comfy.engine("masks.sdpa").AttentionOverride, tiny.comfy.engine("masks.certify")
+    override, masks = tiny.comfy.engine("hosts.comfy.attention").AttentionOverride, tiny.comfy.engine("masks.ledger")
     seen: list[Any] = []
 
     def sage(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any) -> Tensor:

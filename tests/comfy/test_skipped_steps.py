@@ -45,8 +45,9 @@ def test_settling_brings_it_closer(tiny: Any, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["dpm_2_ancestral", "dpmpp_sde"])
-def test_samplers_whose_use_of_a_prediction_is_not_known_are_not_settled(tiny: Any, sampler: str) -> None:
-    off, on = (tiny.sample(tiny.accelerated(interval=2, skipped_steps=1, corrector=corrector), sampler_name=sampler) for corrector in (False, True))
+def test_samplers_whose_use_of_a_prediction_is_not_known_are_not_corrected(tiny: Any, sampler: str) -> None:
+    models = [tiny.accelerated(interval=2, skipped_steps=1, corrector=corrector) for corrector in (False, True)]
+    off, on = (tiny.sample(model, sampler_name=sampler) for model in models)
     assert "skipped" in tiny.report().counts()
     assert torch.equal(on, off) and torch.isfinite(on).all()
 

@@ -33,7 +33,7 @@ def test_presets(video: TinyFamily, preset: str) -> None:
     assert found.shape == plain.shape == (1, *LATENT)
     assert 0.0 < (found - plain).abs().max() < 1.5 * plain.abs().max()
     if preset == "paper":  # nobody reads a map where whole steps alone are skipped
-        assert video.report().partition.grid == GRID
+        assert video.report().partition.grid.shape == GRID
         assert video.report().record()["w"] == 6 and video.report().record()["h"] == 12
     assert video.report().rows_computed_share < 0.75
     assert video.report().notes == []
@@ -62,9 +62,9 @@ def test_a_painted_mask_holds_in_every_frame(video: TinyFamily) -> None:
 
 def test_the_report_draws_a_picture_of_each_frame(video: TinyFamily) -> None:
     latent = video.sample(video.accelerated())
-    pictures = video.comfy.engine("tokens.pictures")
-    assert pictures.token_map(video.report(), latent.shape).shape == (3, 64, 96, 3)
-    mask = pictures.sensitivity_mask(video.report(), latent.shape)
+    pictures, found = video.comfy.engine("tokens.pictures"), (video.report().sensitivity, video.report().partition)
+    assert pictures.token_map(*found, latent.shape).shape == (3, 64, 96, 3)
+    mask = pictures.sensitivity_mask(*found, latent.shape)
     assert torch.equal(mask[:, ::16, ::16].reshape(GRID), video.report().sensitivity[0].float())
 
 

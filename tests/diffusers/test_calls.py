@@ -12,9 +12,10 @@ import torch
 from diffusers.modular_pipelines import StableDiffusion3AutoBlocks
 from torch import Tensor
 
-from safe_dit_engine.hosts.diffusers.invocation import AGAIN, NOT_FINITE, NOT_LEFT_OUT, NOT_READ, NOT_STEPPED
+from safe_dit_engine.hosts.diffusers.invocation import AGAIN, NOT_FINITE, NOT_READ, NOT_STEPPED
 from safe_dit_engine.hosts.diffusers.pipeline import apply
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.hosts.diffusers.start import NOT_LEFT_OUT
+from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.partition import PartitionConfig
 

@@ -15,8 +15,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from safe_dit_engine.guidance import GuidanceConfig
+from safe_dit_engine.hosts.compiling import UNCOMPILED
 from safe_dit_engine.hosts.diffusers.pipeline import apply
-from safe_dit_engine.run import UNCOMPILED, SafeConfig
+from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.painting import CONTEXT
 from safe_dit_engine.tokens.partition import PartitionConfig

@@ -13,7 +13,7 @@ from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.hosts.diffusers import invocation as host
 from safe_dit_engine.hosts.diffusers.guidance import UNPAIRED, combination, cond_pair, moved
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.partition import PartitionConfig, Signal
 

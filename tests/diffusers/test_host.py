@@ -22,9 +22,8 @@ from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.hosts.diffusers.invocation import Invocation
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
 from safe_dit_engine.hosts.diffusers.schedulers import SCHEDULERS, prediction_of
-from safe_dit_engine.masks.certify import MaskMode
-from safe_dit_engine.presets import PRESETS
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.masks.ledger import MaskMode
+from safe_dit_engine.presets import PRESETS, SafeConfig
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.focus import FocusRequest
@@ -77,7 +76,7 @@ class Frozen:
 
     def show(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         invocation: Invocation = self.safe.current
-        self.number = invocation._calls if invocation._evaluating else 0
+        self.number = invocation._calls.count if invocation._evaluating else 0
         if self.number not in self.first:
             return args, kwargs
         known_args, known_kwargs, _ = self.first[self.number]
@@ -91,7 +90,7 @@ class Frozen:
             self.first[self.number] = (args, kwargs, value.clone())
             return
         dense = self.first[self.number][2]
-        self.found.append((self.safe.current._run.kind.value, float((value - dense).abs().max()), float(dense.abs().max())))
+        self.found.append((self.safe.current._run.evaluation.kind.value, float((value - dense).abs().max()), float(dense.abs().max())))
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
-from safe_dit_engine.masks import certify as masks_module
-from safe_dit_engine.masks.certify import MaskMode
+from safe_dit_engine.masks import ledger as masks_module
+from safe_dit_engine.masks.ledger import MaskMode
 from safe_dit_engine.masks.sdpa import LEDGER, certified_masks
 
 LAYERS, HEADS, TEXT_TOKENS, TEXT_WIDTH = 2, 2, 10, 24

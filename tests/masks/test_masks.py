@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from safe_dit_engine.masks import certify as masks_module
+from safe_dit_engine.hosts.comfy.attention import AttentionOverride
+from safe_dit_engine.masks import ledger as masks_module
 from safe_dit_engine.masks import sdpa as attention_module
-from safe_dit_engine.masks.certify import Certificate, MaskLedger, MaskMode, Verdict, attend_trimmed, certify, explicit_attention, fits
-from safe_dit_engine.masks.sdpa import AttentionOverride, certified_masks, kernel_of, sdpa
+from safe_dit_engine.masks.certify import Certificate, Verdict, attend_trimmed, certify, explicit_attention, fits
+from safe_dit_engine.masks.ledger import MaskLedger, MaskMode
+from safe_dit_engine.masks.sdpa import certified_masks, kernel_of, sdpa
 
 LOWEST = torch.finfo(torch.float32).min
 SPECIAL = [0.0, -0.0, 0.25, 1.0, -1.0, 60.0, -60.0, 1e3, 1e4, -1e3, -9e3, -1e4, -1e9, -65504.0, LOWEST, -math.inf, math.inf, math.nan]
@@ -317,7 +319,7 @@ def test_a_verdict_on_an_inference_tensor_lasts_one_model_call() -> None:
         assert ruler(ledger)(mask) is None
 
 
-def test_every_thread_has_its_own_origin() -> None:
+def test_every_thread_has_its_own_source() -> None:
     """A model split over two GPUs: each thread is in a block of its own, with masks of its own."""
     ledger = MaskLedger(bracketed=True)
     together = threading.Barrier(2)
@@ -328,12 +330,12 @@ def test_every_thread_has_its_own_origin() -> None:
             mask = torch.arange(8)[None, None, None] < attended
             for _ in range(20):
                 together.wait()
-                ledger.origin = mask
+                ledger.enter(mask)
                 together.wait()
                 certificate = ruler(ledger)(mask.clone())
                 found[attended].append("" if certificate is None else certificate.reason)
                 together.wait()
-                ledger.origin = None
+                ledger.enter(None)
 
     threads = [threading.Thread(target=work, args=(attended,)) for attended in found]
     for thread in threads:
@@ -345,7 +347,7 @@ def test_every_thread_has_its_own_origin() -> None:
 
 def test_masks_made_from_one_tensor_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, made_from = MaskLedger(), torch.zeros(1, 6)
-    ledger.origin = made_from
+    ledger.enter(made_from)
     with counting(monkeypatch) as judged:
         for _ in range(30):
             assert ruler(ledger)(made_from.clone().view(1, 1, 1, 6)) is not None

@@ -23,11 +23,12 @@ def cases() -> list[dict[str, Any]]:
     uneven = (0.0, 0.1, 0.1, 0.3, 0.35, 0.4, 0.2, 0.3, 0.45, 0.5, 0.8, 0.85, 1.0)  # a level twice, one that is gone back to, a jump
     runs = [even_progress(total, shift) for total, shift in ((1, 2), (2, 2), (8, 1), (12, 2), (20, 3), (30, 6), (50, 2))] + [uneven]
     grid = itertools.product(runs, (1, 4, 30), (1, 2, 3, 4, 16), (False, True), (0, 1, 2, 63))
-    for index, (run, warmup, interval, early_refresh, held) in enumerate(grid):
+    for index, (run, warmup, interval, early_refresh, skipped) in enumerate(grid):
         progress, total = [round(level, 6) for level in run], len(run) - 1
         window = (0, total) if index % 3 else (total // 4, total - total // 5)
         percents = {"start_percent": 0.0, "end_percent": 1.0}
-        schedule = {"refresh_interval": interval, **percents, "early_refresh": early_refresh, "skipped_steps": held, "spaced": index % 5 != 0}
+        schedule = {"refresh_interval": interval, **percents, "early_refresh": early_refresh, "skipped_steps": skipped}
+        schedule["spaced"] = index % 5 != 0
         keep = (0.1, 0.25, 1.0)[index % 3]
         sampler = {"skipped": (3, 0, 1, 2)[index // 4 % 4], "selective": index // 4 % 3, "reach": (1.0, 0.75)[index % 7 % 2]}
         asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window}

@@ -75,10 +75,11 @@ ANY = st.integers(0, 60)
 def test_plan_laws(
     progress: list[float], warmup: int, interval: int, first: int, last: int, early_refresh: bool, skipped: int, spaced: bool
 ) -> None:
-    found = kinds(plan_steps(progress, warmup, ScheduleConfig(interval, early_refresh=early_refresh, skipped_steps=skipped, spaced=spaced), (first, last)))
+    schedule = ScheduleConfig(interval, early_refresh=early_refresh, skipped_steps=skipped, spaced=spaced)
+    found = kinds(plan_steps(progress, warmup, schedule, (first, last)))
     total = len(progress) - 1
     assert len(found) == total and found[-1:] in ("", "w", "r") and found[:1] != "s" and found[:1] != "-"
-    left_out = [i for i, kind in enumerate(found) if kind in "sh"]
+    left_out = [i for i, kind in enumerate(found) if kind in "s-"]
     assert all(first <= i < last and progress[i - 1] < progress[i] < progress[i + 1] for i in left_out)
     assert all(len(cycle) < interval and cycle.count("-") <= skipped and "hs" not in cycle for cycle in re.findall("[sh]+", found))
     full = [i for i, kind in enumerate(found) if kind in "wr" and spaced]

@@ -15,8 +15,8 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from safe_dit_engine.masks.certify import MaskMode
-from safe_dit_engine.run import SafeConfig
+from safe_dit_engine.masks.ledger import MaskMode
+from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.partition import PartitionConfig
 

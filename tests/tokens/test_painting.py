@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from safe_dit_engine.tokens.grid import TokenGrid
 from safe_dit_engine.tokens.painting import (
     CONTEXT,
     FREE,
@@ -88,7 +89,8 @@ def test_what_is_painted_holds(images: int, height: int, width: int, keep: float
     tokens = painted(height, width, seed, empty)
     mask = (torch.rand(images, height, width, generator=generator) > 0.5).float() if masked else None
     config = PartitionConfig(keep_ratio=keep, painted=mask, painting=tokens)
-    partition = select_rows(sensitivity, keep, *forced_tokens(config, images, (height, width), CPU))
+    grid = TokenGrid(1, height, width)
+    partition = select_rows(sensitivity, grid, keep, *forced_tokens(config, images, grid, CPU))
     kept = partition.sensitive.view(images, height, width)
     if (tokens == CONTEXT).all():
         assert partition.kept == 1
@@ -109,7 +111,7 @@ def test_everything_painted_as_context_leaves_the_top_token() -> None:
     for tops, rows in (([4, 9], [[4], [9]]), ([4, 4], [4])):  # rows that all images share stand there once
         sensitivity = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
         sensitivity.flatten(1)[range(2), tops] = 2.0
-        partition = select_rows(sensitivity, 0.25, None, torch.ones(4, 4, dtype=torch.bool))
+        partition = select_rows(sensitivity, TokenGrid(1, 4, 4), 0.25, None, torch.ones(4, 4, dtype=torch.bool))
         assert partition.kept == 1
         assert partition.rows.tolist() == rows
 
@@ -119,7 +121,7 @@ def test_the_painting_wins_over_the_mask() -> None:
     mask[:, :32] = 1.0
     tokens = torch.zeros(8, 8, dtype=torch.uint8)
     tokens[0], tokens[7] = CONTEXT, SENSITIVE
-    forced, barred = forced_tokens(PartitionConfig(painted=mask, painting=tokens), 2, (8, 8), CPU)
+    forced, barred = forced_tokens(PartitionConfig(painted=mask, painting=tokens), 2, TokenGrid(1, 8, 8), CPU)
     assert forced is not None and barred is not None
     assert forced.shape == (2, 8, 8)
     assert forced[0].any(1).tolist() == [False, True, True, True, False, False, False, True]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from safe_dit_engine.guidance import GuidanceConfig, reweight, scale_map, to_pixels
 from safe_dit_engine.tokens import sensitivity
+from safe_dit_engine.tokens.grid import TokenGrid
 from safe_dit_engine.tokens.partition import PartitionConfig, painted_tokens, select_rows
 from safe_dit_engine.tokens.sensitivity import (
     Evidence,
@@ -25,12 +26,14 @@ from safe_dit_engine.tokens.sensitivity import (
     smooth,
 )
 
+EIGHT, VIDEO = TokenGrid(1, 8, 8), TokenGrid(3, 4, 6)
+
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1.0), st.integers(0, 2**31))
 def test_partition_laws(images: int, height: int, width: int, keep: float, seed: int) -> None:
     sensitivity = torch.rand(images, height, width, generator=torch.Generator().manual_seed(seed))
-    partition = select_rows(sensitivity, keep)
+    partition = select_rows(sensitivity, TokenGrid(1, height, width), keep)
     assert partition.kept >= keep * height * width and partition.kept <= keep * height * width + 1
     assert partition.sensitive.sum(1).eq(partition.kept).all()
     rows = partition.rows.expand(images, -1)
@@ -46,18 +49,18 @@ def test_partition_laws(images: int, height: int, width: int, keep: float, seed:
 def test_painted_tokens_are_always_in() -> None:
     painted = torch.zeros(1, 64, 64)
     painted[:, :32, :32] = 1.0
-    forced = painted_tokens(painted, 2, (8, 8))
+    forced = painted_tokens(painted, 2, EIGHT)
     assert forced.shape == (2, 8, 8) and forced.sum() == 2 * 16
     sensitivity = torch.rand(2, 8, 8)
     sensitivity[:, :4, :4] = 0.0
-    assert select_rows(sensitivity, 0.1, forced).kept == 16
-    assert select_rows(sensitivity, 0.5, forced).sensitive.view(2, 8, 8)[:, :4, :4].all()
+    assert select_rows(sensitivity, EIGHT, 0.1, forced).kept == 16
+    assert select_rows(sensitivity, EIGHT, 0.5, forced).sensitive.view(2, 8, 8)[:, :4, :4].all()
 
 
 def test_partition_pixels_cover_whole_patches() -> None:
     sensitivity = torch.zeros(1, 2, 3)
     sensitivity[0, 1, 2] = 1.0
-    pixels = select_rows(sensitivity, 1 / 6).pixels(2, (3, 6))
+    pixels = select_rows(sensitivity, TokenGrid(1, 2, 3), 1 / 6).pixels(2, (3, 6))
     assert pixels.shape == (1, 1, 3, 6)
     assert pixels[0, 0].nonzero().tolist() == [[2, 4], [2, 5]]
 
@@ -117,7 +120,7 @@ def cross_attention(word: float, sink: float, padding: int) -> torch.Tensor:
     k = torch.cat((sink * common[None], word * local[None], others, (common - 2.0 * local).expand(padding, -1)))
     evidence = Evidence()
     evidence.add_attention(cross_to_text(q[None, None], k[None, None]), k[None, None])
-    return evidence.attention_map((8, 8), 0.0)[0]
+    return evidence.attention_map(EIGHT, 0.0)[0]
 
 
 @pytest.mark.parametrize("padding", [0, 40, 400])
@@ -142,7 +145,7 @@ def test_padding_is_known_by_its_keys() -> None:
 def test_guidance_signal() -> None:
     cond, uncond = torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 4, 6)
     cond[..., :2, :2] = 1.0
-    strength = guidance_strength(cond, uncond, (2, 3))
+    strength = guidance_strength(cond, uncond, TokenGrid(1, 2, 3))
     assert strength.shape == (1, 2, 3)
     assert strength[0].nonzero().tolist() == [[0, 0]]
 
@@ -168,7 +171,7 @@ def test_evidence_counts_every_step_the_same() -> None:
     evidence = Evidence()
     evidence.add_guidance(weak)
     evidence.add_guidance(strong)
-    assert evidence.guidance_map(0.0).unique().numel() == 1
+    assert evidence.guidance_map(TokenGrid(1, 1, 2), 0.0).unique().numel() == 1
 
 
 def test_scale_map_and_reweighting() -> None:
@@ -186,7 +189,7 @@ def test_uniform_scales_change_nothing() -> None:
 
 
 def test_pixels_of_a_token_map() -> None:
-    pixels = to_pixels(torch.rand(2, 3, 4), 2, (5, 8))
+    pixels = to_pixels(torch.rand(2, 3, 4), TokenGrid(1, 3, 4), 2, (5, 8))
     assert pixels.shape == (2, 1, 5, 8)
     assert 0.0 <= pixels.min() and pixels.max() <= 1.0
 
@@ -199,14 +202,14 @@ def test_smoothing_stays_in_its_frame() -> None:
     strength = torch.full((1, 3 * 4, 6), 0.1)
     strength[0, 4:8] = 1.0  # all of the second frame
     evidence.add_guidance(strength)
-    found = evidence.guidance_map(1.0, frames=3)[0].view(3, 4, 6)
+    found = evidence.guidance_map(VIDEO, 1.0)[0].view(3, 4, 6)
     assert found[1].eq(1.0).all() and found[[0, 2]].eq(0.0).all()
 
 
 def test_guidance_signal_of_a_video() -> None:
     cond = torch.zeros(1, 4, 3, 8, 12)
     cond[:, :, 2, :2, :2] = 1.0
-    strength = guidance_strength(cond, torch.zeros_like(cond), (3 * 4, 6))
+    strength = guidance_strength(cond, torch.zeros_like(cond), VIDEO)
     assert strength.shape == (1, 12, 6)
     assert strength[0].nonzero().tolist() == [[8, 0]]
 
@@ -214,17 +217,17 @@ def test_guidance_signal_of_a_video() -> None:
 def test_painted_masks_repeat_over_frames() -> None:
     painted = torch.zeros(1, 32, 48)
     painted[:, :8, :16] = 1.0
-    forced = painted_tokens(painted, 2, (3 * 4, 6), frames=3).view(2, 3, 4, 6)
+    forced = painted_tokens(painted, 2, VIDEO).view(2, 3, 4, 6)
     assert forced[:, :, 0, :2].all() and forced.sum() == 2 * 3 * 2
 
 
 def test_pixels_of_a_video_stay_in_their_frame() -> None:
     sensitivity = torch.zeros(1, 3 * 2, 3)
     sensitivity[0, 2, 1] = 1.0  # second frame, top row
-    pixels = select_rows(sensitivity, 1 / 18).pixels(2, (3, 4, 6))
+    pixels = select_rows(sensitivity, TokenGrid(3, 2, 3), 1 / 18).pixels(2, (3, 4, 6))
     assert pixels.shape == (1, 1, 3, 4, 6)
     assert pixels[0, 0].nonzero().tolist() == [[1, 0, 2], [1, 0, 3], [1, 1, 2], [1, 1, 3]]
-    scales = to_pixels(sensitivity, 2, (3, 4, 6))
+    scales = to_pixels(sensitivity, TokenGrid(3, 2, 3), 2, (3, 4, 6))
     assert scales.shape == (1, 1, 3, 4, 6)
     assert scales[0, 0, 1].sum() > 0.0 and scales[0, 0, [0, 2]].eq(0.0).all()
 

@@ -99,7 +99,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         (base / name).mkdir(parents=True, exist_ok=True)
     import_comfyui(base=base)
     models = write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
-    packs = {PACK_NAME: PACK_ROOT, "stand-in": PACK_ROOT / "tests" / "comfy" / "stand_in_pack"}
+    packs = {PACK_NAME: PACK_ROOT, "stand-in": PACK_ROOT / "tests" / "support" / "stand_in_pack"}
     with ComfyServer(packs=packs, models=models) as running:
         (running.base / "input" / "example.png").write_bytes((comfyui_path() / "input" / "example.png").read_bytes())
         yield running

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from devtools.server import PACK_NAME, ComfyServer
+from safe_dit_engine.steps.plan import StepKind
 
 from .conftest import Frontend, read_workflow
 from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, sampled, saved_pixels
@@ -70,7 +71,7 @@ def test_runs_and_sends_live_steps(
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
     assert [message["step"] for message in run.steps] == list(range(16))
-    assert "".join(message["kind"][0] for message in run.steps) == KINDS[name]
+    assert "".join(StepKind(message["kind"]).letter for message in run.steps) == KINDS[name]
     assert [message["levels"] is not None for message in run.steps] == [True] + [False] * 15  # once is enough
     for message in run.steps:
         assert set(message) == STEP_FIELDS

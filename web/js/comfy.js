@@ -149,6 +149,15 @@ export function partner(node, type) {
   return null;
 }
 
+/** Do something with the first argument of a method before it runs. @param {any} owner @param {string} name @param {(argument: any) => void} first */
+export function before(owner, name, first) {
+  const method = owner[name];
+  owner[name] = function (/** @type {any[]} */ ...args) {
+    first(args[0]);
+    return method.apply(this, args);
+  };
+}
+
 /** Show a message that is not fatal; ComfyUI shows errors itself. @param {string} detail */
 export function warn(detail) {
   app.extensionManager?.toast?.add?.({ severity: "warn", summary: "SAFE-DiT", detail, life: 10_000 });

@@ -3,7 +3,7 @@
 import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, samplingAhead, setting, warn, wish, workflowId } from "./comfy.js";
 import { PALETTES } from "./paint.js";
 import { countsOf, keptTokens } from "./painting.js";
-import { limited, planSteps, predictedShare, usualProgress } from "./plan.js";
+import { isFull, limited, planSteps, predictedShare, usualProgress } from "./plan.js";
 import { Runs, keyOf } from "./runs.js";
 import { speak } from "./text.js";
 import { View } from "./view.js";
@@ -48,8 +48,7 @@ function predict(node, painting) {
   const { progress, window: allowed } = exact ? seen.levels : { progress: usualProgress(total), window };
   const plan = planSteps(progress, values.warmup_steps, exact ? limited(values, seen.levels) : values, allowed);
   const keep = keptShare(values.keep_ratio, painting);
-  const dense = keep >= 1;
-  const done = dense ? plan.map((kind) => (kind === "selective" || kind === "skipped" ? "refresh" : kind)) : plan;
+  const done = keep >= 1 ? plan.map((kind) => (isFull(kind) ? kind : "refresh")) : plan;
   return { plan: done, share: predictedShare(done, keep, rule.costs), steps, exact };
 }
 

@@ -1,5 +1,5 @@
 // @ts-check
-/** Tokens painted on the map: the text that is saved, and what it forces. The rule of safe_dit_engine/painting.py; tests/fixtures/plans.json pins both. */
+/** Tokens painted on the map: the text that is saved, and what it forces. The rule of safe_dit_engine/tokens/painting.py; tests/fixtures/plans.json pins both. */
 import { resized } from "./codec.js";
 
 /** @typedef {{ w: number, h: number, tokens: Uint8Array }} Painting */

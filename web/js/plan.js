@@ -10,6 +10,9 @@
 /** @type {readonly Kind[]} */
 export const KINDS = ["warmup", "refresh", "selective", "skipped"];
 
+/** Whether everything runs in a step. @param {Kind} kind */
+export const isFull = (kind) => kind === "warmup" || kind === "refresh";
+
 /** Warm-up is given in steps of a run of so many. */
 const REFERENCE_STEPS = 20;
 const WIDEST_PAIR = 0.4;
@@ -45,8 +48,8 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
 }
 
 /**
- * A preset's schedule as it runs with a sampler that lets presets leave out at most `skipped` steps one after another, or run at most
- * `selective` selective ones, with full steps at `reach` of the usual distance: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
+ * A preset's schedule as it runs with a sampler that lets presets skip at most `skipped` steps one after another, or run at most `selective`
+ * selective ones, with full steps at `reach` of the usual distance: the rule of safe_dit_engine/steps/samplers.py. Values given by hand stay.
  * @template {Schedule} T
  * @param {T} schedule
  * @param {{ skipped: number, selective: number, reach: number }} sampler
@@ -120,14 +123,14 @@ export function predictedShare(plan, keepRatio, costs) {
 }
 
 /**
- * Share of dense time that a finished run took: its milliseconds over those of as many dense steps, judged by its own dense steps.
+ * Share of dense time that a finished run took: its milliseconds over those of as many full steps, judged by its own full steps.
  * @param {readonly { kind: Kind, ms: number }[]} evaluations
- * @returns {number | null} null until a dense step was seen
+ * @returns {number | null} null until a full step was seen
  */
 export function measuredShare(evaluations) {
-  const dense = evaluations.filter(({ kind }) => kind === "warmup" || kind === "refresh").map(({ ms }) => ms);
-  if (!dense.length) return null;
-  const sorted = dense.sort((a, b) => a - b);
+  const full = evaluations.filter(({ kind }) => isFull(kind)).map(({ ms }) => ms);
+  if (!full.length) return null;
+  const sorted = full.sort((a, b) => a - b);
   const middle = sorted[Math.floor(sorted.length / 2)];
   return evaluations.reduce((sum, { ms }) => sum + ms, 0) / (middle * evaluations.length);
 }

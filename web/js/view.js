@@ -2,7 +2,7 @@
 /** The widget on a node: map of active tokens, timeline, a line of text. Knows nothing of ComfyUI. */
 import { Brush } from "./brush.js";
 import { KIND_STYLE, lookup, pixels } from "./paint.js";
-import { measuredShare } from "./plan.js";
+import { isFull, measuredShare } from "./plan.js";
 import { t } from "./text.js";
 
 /** @typedef {import("./runs.js").Run} Run */
@@ -338,8 +338,8 @@ export class View {
     const measured = this.run?.finished || (this.run && this.run.evaluations.length >= this.run.total) ? measuredShare(this.run.evaluations) : null;
     const parts = [];
     if (prediction) {
-      const dense = prediction.plan.filter((kind) => kind === "warmup" || kind === "refresh").length;
-      const values = { share: Math.round(100 * prediction.share), dense, steps: prediction.plan.length };
+      const full = prediction.plan.filter(isFull).length;
+      const values = { share: Math.round(100 * prediction.share), full, steps: prediction.plan.length };
       parts.push(t(prediction.steps === null ? "predictedUnknown" : prediction.exact ? "predicted" : "predictedAbout", values));
     }
     if (measured !== null) parts.push(t("measured", { share: Math.round(100 * measured) }));

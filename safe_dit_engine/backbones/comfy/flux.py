@@ -1,7 +1,7 @@
 """Flux.1 (dev, schnell, Kontext).
 
 Image and text are two streams in the double blocks and one, text first, in the single blocks. The rows stay gathered in between: the
-model cuts by the text's length. Kontext's reference rows stand behind the image's and are held like context: their output is thrown away.
+model cuts by the text's length. Kontext's reference rows stand behind the image's and are kept like context: their output is thrown away.
 """
 
 from __future__ import annotations

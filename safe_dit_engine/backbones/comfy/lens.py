@@ -6,7 +6,7 @@ sees. The latent is cut into tokens already; `patch_size` speaks of the VAE's.
 
 from __future__ import annotations
 
-from ..base import Backbone, BlockGroup, Layout, RowArgument
+from ..base import Backbone, BlockGroup, Layout, MaskSource, RowArgument
 
 LENS = Backbone(
     name="Lens",
@@ -24,5 +24,7 @@ LENS = Backbone(
     head_layout=Layout.IMAGE,
     patch=1,
     controls=("input",),
+    # LensJointAttention.forward: the joint mask, cast to the type of the queries.
+    mask_source=MaskSource("transformer_blocks", "attention_mask"),
     source="comfy/ldm/lens/model.py",
 )

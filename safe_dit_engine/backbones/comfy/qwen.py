@@ -1,14 +1,14 @@
 """Qwen-Image, Qwen-Image-Edit, and Mage-Flow, which is made of the same blocks.
 
 Qwen's latent is a video of one frame. Padded text makes every attention call build a mask for the rows it sees. Edit's reference rows
-stand behind the image's and are held like context, unless they are modulated apart (`index_timestep_zero`).
+stand behind the image's and are kept like context, unless they are modulated apart (`index_timestep_zero`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ..base import Backbone, BlockGroup, Extras, Layout, RowArgument
+from ..base import Backbone, BlockGroup, Extras, Layout, MaskSource, RowArgument
 
 QWEN = Backbone(
     name="Qwen-Image",
@@ -27,6 +27,8 @@ QWEN = Backbone(
     head_layout=Layout.IMAGE,
     extras=Extras.CONTEXT,
     controls=("input",),
+    # Attention.forward: zeros for the image, the text's mask before them.
+    mask_source=MaskSource("transformer_blocks", "encoder_hidden_states_mask"),
     source="comfy/ldm/qwen_image/model.py",
 )
 MAGE_FLOW = replace(QWEN, name="Mage-Flow", class_names=("MageFlowTransformer2DModel",), source="comfy/ldm/mage_flow/model.py")

@@ -1,1 +1,1 @@
-"""ComfyUI as host."""
+"""ComfyUI as host: everything that knows it."""

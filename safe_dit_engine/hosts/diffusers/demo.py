@@ -31,7 +31,8 @@ from diffusers.models.transformers.transformer_lumina2 import Lumina2RotaryPosEm
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ...demo.network import Autoencoder, DiTConfig, NextDiT, TextEncoder, rope_angles, rope_options
+from ...demo.autoencoder import Autoencoder
+from ...demo.network import DiTConfig, NextDiT, TextEncoder, rope_angles, rope_options
 from ...demo.sampling import caption_ids
 from ...demo.weights import SAMPLING, WEIGHTS_FOLDER, load_networks
 

@@ -2,12 +2,12 @@
 
 | what | for how long | what it does here |
 | --- | --- | --- |
-| a subclass of the pipeline's class | until `remove()` | brackets a call of the pipeline, learns how many images it makes |
-| `forward` of the transformer | one call of the pipeline | one model call: hooks, attention, result; or nothing, in a held step |
-| `step` of the scheduler | one call of the pipeline | one evaluation: its guided prediction is settled, or taken from the run |
+| a subclass of the pipeline's class | until `remove()` | goes around a call of the pipeline, learns how many images it makes |
+| `forward` of the transformer | one call of the pipeline | one model call: hooks, attention, result; or nothing, in a skipped step |
+| `step` of the scheduler | one call of the pipeline | one evaluation: its guided prediction is corrected, or taken from the run |
 | a table's function in the pipeline's module | one call of the pipeline | makes it once, not in every step (Lumina-Next) |
 
-The last three are `diffusers_invocation.py`.
+The last three are `invocation.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...masks.certify import MaskMode
-from ...presets import PRESETS
+from ...masks.ledger import MaskMode
+from ...presets import PRESETS, SafeConfig
 from ...report import RunReport
-from ...run import SafeConfig
-from .invocation import Invocation, empty_report
+from .invocation import Invocation
+from .start import empty_report
 
 MARK = "_safe_dit"
 
@@ -90,7 +90,7 @@ class Accelerated:
         """The pipeline made its latents `[images, ...]`, perhaps with more behind them."""
         first = latents[0] if isinstance(latents, tuple) else latents
         if "current" in vars(self) and isinstance(first, Tensor):
-            self.current.images = first.shape[0]
+            self.current.makes(first.shape[0])
 
 
 def _subclass(original: Any, safe: Accelerated) -> type:

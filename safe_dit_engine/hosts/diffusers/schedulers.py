@@ -1,6 +1,7 @@
 """What the schedulers of `diffusers` take a model to predict, at which noise levels they ask for it, and what they make of it.
 
-A table by class name. What it does not hold runs in full: a held prediction must be put into the words of the scheduler.
+A table by class name. With a scheduler that is not in it everything runs in full: the prediction of a skipped step must be put into the
+scheduler's own words.
 """
 
 from __future__ import annotations

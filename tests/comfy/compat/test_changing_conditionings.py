@@ -29,7 +29,7 @@ def renewed_half_way(tiny: Any, model: Any, notes: tuple[str, ...] = (), **promp
     tiny.sample(model, steps=12)
     alone = kinds(tiny)
     tiny.sample(model, **prompts, steps=12)
-    assert kinds(tiny)[:7] == alone[:7] and kinds(tiny)[7:10] == "aaa" != alone[7:10]
+    assert kinds(tiny)[:7] == alone[:7] and kinds(tiny)[7:10] == "rrr" != alone[7:10]
     assert tiny.report().notes == [*notes, CHANGED]
 
 

@@ -253,7 +253,7 @@ def test_room_is_made_of_models_that_are_not_in_use(tiny: Any, monkeypatch: pyte
 
     assert loaded() == [True, True, True]
     next(each for each in management.current_loaded_models if each.model.model is idle.model).currently_used = False
-    memory = tiny.comfy.engine("hosts.comfy.wrappers")._memory_of(tiny.model.model)
+    memory = tiny.comfy.engine("hosts.comfy.start")._memory_of(tiny.model.model)
     monkeypatch.setattr(management, "get_free_memory", lambda device=None, torch_free_too=False: (0, 0) if torch_free_too else 0)
     memory.make_room(10**9, torch.device("cpu"))
     assert loaded() == [True, True, False]
@@ -287,10 +287,11 @@ def test_a_prediction_that_is_no_number_is_said_once(tiny: Any, name: str) -> No
     broken = [[text * torch.nan, extras] for text, extras in tiny.prompt(1)]
     latent = tiny.sample(preset(tiny, name), positive=broken, steps=STEPS)
     report, pictures = tiny.report(), tiny.comfy.engine("tokens.pictures")
+    found = (report.sensitivity, report.partition)
     assert latent.isnan().any()
     assert [note for note in report.notes if "NaN" in note] == [
         "The model predicted NaN, which is no number, in at least one step: the picture cannot be right."
     ]
-    assert pictures.token_map(report, latent.shape).isfinite().all() and pictures.sensitivity_mask(report, latent.shape).isfinite().all()
+    assert pictures.token_map(*found, latent.shape).isfinite().all() and pictures.sensitivity_mask(*found, latent.shape).isfinite().all()
     json.dumps(report.record(), allow_nan=False)
     assert report.text()

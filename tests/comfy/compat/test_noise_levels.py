@@ -52,7 +52,7 @@ class Sampling:
         return "".join(record.kind.letter for record in self.report().evaluations)
 
     def report(self) -> Any:
-        return self.comfy.engine("hosts.comfy.live").finished_report("sampler")
+        return self.comfy.engine("hosts.comfy.reports").finished_report("sampler")
 
     def leads(self, preset: str, steps: int, sampler: str, scheduler: str = "simple", scenes: Any = SCENES) -> list[float]:
         """By how many decibels a preset is closer to the full run than as many full steps, scene by scene."""

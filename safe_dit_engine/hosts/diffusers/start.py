@@ -1,0 +1,65 @@
+"""Makes a run from what a pipeline's scheduler says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...backbones import DIFFUSERS
+from ...presets import SafeConfig
+from ...report import NoteLevel, RunReport
+from ...run import Run
+from ...selective.memory import Memory
+from ...steps.levels import flow_progress, plain_progress
+from .schedulers import Noise, known_of, suited
+
+NOT_LEFT_OUT = "Dense, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
+
+
+def empty_report(sentence: str) -> RunReport:
+    """The report of a call of which there is nothing to say but this."""
+    report = RunReport(total_steps=0)
+    report.note(sentence, NoteLevel.WARNING)
+    return report
+
+
+def start_run(
+    config: SafeConfig, scheduler: Any, module: nn.Module, levels: Sequence[float], shape: tuple[int, ...], device: torch.device
+) -> Run:
+    """A run over these noise levels on latents `[images, C, ...]` of this `shape`, by what the scheduler bears of `config`."""
+    asked, steps = config.schedule, len(levels) - 1
+    window = (0, steps) if asked is None else (round(asked.start_percent * steps), round(asked.end_percent * steps))
+    suiting = _suiting(config, scheduler)
+    run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels))
+    schedule = suiting.schedule
+    if asked is not None and schedule is not None and schedule.refresh_interval < asked.refresh_interval:
+        run.note(NOT_LEFT_OUT.format(type(scheduler).__name__))
+    return run
+
+
+def _progress(scheduler: Any, levels: Sequence[float]) -> tuple[float, ...]:
+    known = known_of(scheduler)
+    flows = known is not None and (known.noise is Noise.FLOW or bool(scheduler.config.get("use_flow_sigmas")))
+    return flow_progress(levels) if flows else plain_progress(levels)
+
+
+def _suiting(config: SafeConfig, scheduler: Any) -> SafeConfig:
+    """What was asked for, as far as the scheduler bears it."""
+    known = known_of(scheduler)
+    return config if config.schedule is None or known is None else replace(config, schedule=suited(config.schedule, known))
+
+
+def _memory_of(device: torch.device) -> Memory | None:
+    """What is free on a GPU, what torch keeps for itself counted in."""
+    if device.type != "cuda":
+        return None
+
+    def free(device: torch.device) -> int:
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+
+    return Memory(free, lambda size, device: torch.cuda.empty_cache())
