@@ -3,8 +3,7 @@
 Runs every method side by side in one process, through ComfyUI's own sampler, on the same prompts, seeds and sizes, and compares `ours` with
 the best peer at the same measured time. Writes `fidelity.json`, `fidelity.md` and a Pareto plot, `fidelity.png`.
 
-`sweep` lists every setting of every method, `chosen` the few worth measuring again, `ablations` the default preset without each of its
-parts. A method is patched afresh for each sampling run.
+`sweep` lists every setting of every method, `chosen` the few worth measuring again. A method is patched afresh for each sampling run.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
-from safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, ScheduleConfig
+from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.partition import PartitionConfig, Signal
 
 from ..measure.fidelity import options, read, run
@@ -31,8 +30,7 @@ from .in_process import import_comfyui
 CAPTION = """\
 `seconds` is the median time of the sampler, `seconds_over_dense` the median ratio to the dense run of the same prompt and seed.
 `rows_computed_share` counts the rows that pass the middle block. No mask reaches attention in this model, so `dense_fast_path` is `dense`
-and is not run twice. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose. Rows of fewer
-pictures (`prompts` x `seeds`) than others of their cell are of a first round that left their methods behind (`--finals`)."""
+and is not run twice. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose."""
 
 
 def unchanged(model: Any) -> Any:
@@ -160,46 +158,15 @@ def chosen() -> list[Method]:
     return picked(sweep(), CHOSEN)
 
 
-# Parts of the default preset
-
-
-NEVER = MAX_REFRESH_INTERVAL
-# What is changed: of the partition where it is named here, else of the schedule.
-OF_PARTITION = ("warmup_steps", "signal")
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "no corrector": {"corrector": False},
-    "no forecast": {"forecast": 0.0},
-    "no corrector, no forecast": {"corrector": False, "forecast": 0.0},
-    "no early refresh": {"early_refresh": False},
-    "one warm-up step": {"warmup_steps": 1},
-    **{f"selective, not skipped, by {signal.value}": {"signal": signal, "skipped_steps": 0} for signal in Signal},
-    **{f"interval {interval}": {"refresh_interval": interval, "skipped_steps": NEVER} for interval in (1, 2, 4, 8, 16)},
-    "interval never": {"refresh_interval": NEVER, "skipped_steps": NEVER, "early_refresh": False},
-}
-
-
-def ablations() -> list[Method]:
-    """The default preset, changed in every way listed."""
-    preset = PRESETS[DEFAULT_PRESET]
-    # The preset's values are part of the name, so that `--resume` does not take figures of an earlier preset for these.
-    name, found = f"ablation of {preset_text(DEFAULT_PRESET, preset)}", []
-    for setting, changes in ABLATIONS.items():
-        partition = replace(preset.partition(), **{key: changes[key] for key in changes if key in OF_PARTITION})
-        schedule = replace(preset.schedule(), **{key: changes[key] for key in changes if key not in OF_PARTITION})
-        found.append(Method(name, setting, configured(partition=partition, schedule=schedule)))
-    return found
-
-
 # The measurement
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, log the comparison, write JSON, Markdown and plot."""
     arguments = parse(argv)
-    methods = ablations() if arguments.ablation else sweep() if arguments.sweep else chosen()
+    methods = named(sweep() if arguments.sweep else chosen(), arguments.methods)
     import_comfyui(arguments.device)
-    run(arguments, Bench(arguments.device).sample, DENSE, named(methods, arguments.methods), sweep())
+    run(arguments, Bench(arguments.device).sample, [DENSE, *methods])
     return 0
 
 
@@ -207,6 +174,4 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = options("fidelity", __doc__, CAPTION)
     parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
-    parser.add_argument("--ablation", action="store_true", help="no peers: the default preset without each of its parts")
-    parser.add_argument("--finals", action="store_true", help="with --resume: leave out what earlier rows in DIR show to be far behind")
     return read(parser, argv)

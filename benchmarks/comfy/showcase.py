@@ -1,6 +1,6 @@
 """The demo: both shipped workflows through a real ComfyUI server, dense and accelerated: `python -m benchmarks showcase`.
 
-Four runs of each prompt, interleaved in one server after a warm-up: dense; SAFE-Core (quickstart, default preset); SAFE+SW (four nodes);
+Four runs of each prompt, in turn in one server after a warm-up: dense; SAFE-Core (quickstart, default preset); SAFE+SW (four nodes);
 and the simple rival, dense with as many steps as fit into SAFE-Core's time. Pictures are compared with the dense one of the same seed.
 """
 
@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +18,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from devtools.server import PACK_ROOT, ComfyServer, RunResult
-from safe_dit_engine.cli.results import environment, markdown_table, psnr_db, ssim
+from safe_dit_engine.cli.results import environment, markdown_table
 
 from ..command import log, parser_of, save
-from ..demo_model.oracle import oracle_score
-from ..demo_model.scenes import Scene, held_out_scenes
-from ..measure.closeness import objects_psnr
+from ..demo_model.scenes import held_out_scenes
+from ..measure.closeness import judge, row_of
+from ..measure.in_turn import Cell, Journal, Sample, Shot, make_in_turn
+from ..measure.methods import Method
 from .workflows import Prompt, bypassed, changed, feeding, find, load_prompt
 
-TITLES = {"dense": "dense", "safe_core": "SAFE-Core", "safe_sw": "SAFE+SW", "fewer_steps": "fewer steps"}
-COLUMNS = ("name", "steps", "sampling_seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score")
+COLUMNS = (
+    "method", "setting", "steps", "seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score",
+)  # fmt: skip
 FIRST_SCENE = 1000  # apart from the scenes other benches look at
 WARM_UP_ROUNDS = 3
-TILE = 256
-
-
-@dataclass
-class Way:
-    """One of the four ways to run a prompt: the prompt, the sampler's node, and what was seen."""
-
-    name: str
-    prompt: Prompt
-    sampler: str
-    steps: int
-    seconds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    pictures: list[np.ndarray] = field(default_factory=list)
-
-    def run(self, server: ComfyServer, caption: str, seed: int) -> RunResult:
-        """A caption through the server; notes seconds, share of rows and the picture."""
-        result = server.run(self._with(caption, seed))
-        self.seconds.append(result.node_seconds[self.sampler])
-        records = result.output(find(self.prompt, "SafeDitReport")).get("safe_dit", [])
-        self.shares.append(float(records[0]["rows_computed_share"]) if records and records[0] else 1.0)
-        self.pictures.append(picture_of(server, result, find(self.prompt, "SaveImage")))
-        return result
-
-    def _with(self, caption: str, seed: int) -> Prompt:
-        prompt, sampler = self.prompt, self.sampler
-        if prompt[sampler]["class_type"] == "KSampler":
-            return changed(prompt, {feeding(prompt, sampler, "positive"): {"text": caption}, sampler: {"seed": seed}})
-        guider, noise = feeding(prompt, sampler, "guider"), feeding(prompt, sampler, "noise")
-        return changed(prompt, {feeding(prompt, guider, "positive"): {"text": caption}, noise: {"noise_seed": seed}})
+TILE, LINE = 256, 18
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,63 +44,81 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args(argv)
     count, size = (2, 256) if arguments.small else (arguments.prompts, arguments.size)
-    scenes = held_out_scenes(count, FIRST_SCENE)
+    shots = [Shot((scene,), (arguments.seed + number,)) for number, scene in enumerate(held_out_scenes(count, FIRST_SCENE))]
     # ComfyUI's default attention on the CPU is slower and would flatter us.
     with ComfyServer(cpu=arguments.device == "cpu", extra_args=["--use-pytorch-cross-attention"]) as server:
         log.info("ComfyUI is up; %d prompts at %d x %d, %d steps.", count, size, size, arguments.steps)
-        ways, maps = sample_all(server, scenes, size, arguments.steps, arguments.seed)
+        showcase, cell = Showcase(server), Cell(size, arguments.steps, "euler")
+        rows = showcase.measure(cell, shots)
         version = server.get_json("/system_stats")["system"]["comfyui_version"]
-    runs = [summary(way, ways[0], scenes) for way in ways]
-    machine, table = environment(arguments.device, comfyui=version), markdown_table(runs, COLUMNS)
-    save(arguments.out, "report", {"environment": machine, "resolution": f"{size}x{size}", "prompts": count, "runs": runs}, table)
-    save_pictures(arguments.out, ways, maps, scenes)
+    table = markdown_table(rows, COLUMNS)
+    save(arguments.out, "report", {"environment": environment(arguments.device, comfyui=version), "rows": rows}, table)
+    save_pictures(arguments.out, showcase.pictures, shots)
     log.info("%s\nPictures, sheet.png and report.json are in %s", table, arguments.out)
     return 0
 
 
-def sample_all(server: ComfyServer, scenes: list[Scene], size: int, steps: int, first_seed: int) -> tuple[list[Way], list[np.ndarray]]:
-    """All runs of all prompts, and the token maps of SAFE-Core."""
-    ways = ways_of(server, size, steps)
-    warm_up(server, ways)
-    maps = []
-    for number, scene in enumerate(scenes):
-        for way in ways:
-            result = way.run(server, scene.caption, first_seed + number)
-            if way.name == "safe_core":
-                maps.append(picture_of(server, result, find(way.prompt, "PreviewImage")))
-        log.info("%d of %d: %s", number + 1, len(scenes), scene.caption)
-    return ways, maps
+class Showcase:
+    """A server, the shipped workflows as methods whose change makes a prompt of a cell and a shot, and the pictures by column and seed."""
+
+    def __init__(self, server: ComfyServer) -> None:
+        self._server = server
+        info = server.get_json("/object_info")
+        quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
+        self._plain = partial(asked, bypassed(quick, find(quick, "SafeDitAccelerate")))
+        self._methods = [
+            Method("dense", "all steps", self._plain),
+            Method("safe_core", "quickstart", partial(asked, quick)),
+            Method("safe_sw", "four nodes", partial(asked, four)),
+        ]
+        self.pictures: dict[str, dict[int, np.ndarray]] = {}
+
+    def measure(self, cell: Cell, shots: Sequence[Shot]) -> list[dict[str, Any]]:
+        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time (rounded up, in the rival's favour)."""
+        warm_up, journal = Journal(), Journal()
+        before = [Shot(tuple(held_out_scenes(1, FIRST_SCENE - 1)), (seed,)) for seed in range(WARM_UP_ROUNDS)]
+        make_in_turn(self.sample, judge, self._methods, cell, before, warm_up)
+        shares = [record["seconds_over_dense"] for record in warm_up.records(self._methods[1], cell, before[1:])]
+        steps = min(cell.steps, math.ceil(statistics.median(shares) * cell.steps))
+        methods = [*self._methods, Method("fewer_steps", "in the time of safe_core", self._plain, steps / cell.steps)]
+        make_in_turn(self.sample, judge, methods, cell, shots, journal)
+        rows = []
+        for method in methods:
+            found = row_of(journal.records(method, cell, shots), compared=True)
+            counts = {"steps": method.steps(cell.steps), "prompts": len(shots), "speedup": 1 / found["seconds_over_dense"]}
+            rows.append({**cell.described(), **method.described(), **counts, **found})
+        return rows
+
+    def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
+        """A caption through the server."""
+        prompt, sampler = method.change((cell, method.steps(cell.steps), shot))
+        result = self._server.run(prompt)
+        steps = float(method.steps(cell.steps))
+        if records := result.output(find(prompt, "SafeDitReport")).get("safe_dit"):
+            steps *= float((records[0] or {}).get("rows_computed_share", 1.0))
+        if method.name == "safe_core":
+            self._keep("token map", shot, picture_of(self._server, result, find(prompt, "PreviewImage")))
+        picture = picture_of(self._server, result, find(prompt, "SaveImage"))
+        self._keep(method.name.replace("_", " "), shot, picture)
+        return Sample(picture[None], result.node_seconds[sampler], steps, None)
+
+    def _keep(self, title: str, shot: Shot, picture: np.ndarray) -> None:
+        self.pictures.setdefault(title, {})[shot.seeds[0]] = picture
 
 
-def ways_of(server: ComfyServer, size: int, steps: int) -> list[Way]:
-    """The four ways, from the shipped workflow files."""
-    info = server.get_json("/object_info")
-    quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
-    sampler, scheduler = find(quick, "KSampler"), find(four, "BasicScheduler")
-    size_of = {"width": size, "height": size, "batch_size": 1}
-    quick = changed(quick, {find(quick, "EmptySD3LatentImage"): size_of, sampler: {"steps": steps}})
-    four = changed(four, {find(four, "EmptySD3LatentImage"): size_of, scheduler: {"steps": steps}})
-    dense = bypassed(quick, find(quick, "SafeDitAccelerate"))
-    return [
-        Way("dense", dense, sampler, steps),
-        Way("safe_core", quick, sampler, steps),
-        Way("safe_sw", four, find(four, "SamplerCustomAdvanced"), steps),
-        Way("fewer_steps", dense, sampler, steps),
-    ]
-
-
-def warm_up(server: ComfyServer, ways: list[Way]) -> None:
-    """Load everything, and find the number of dense steps that fits into SAFE-Core's time (rounded up, in the rival's favour)."""
-    dense, core, _, fewer = ways
-    caption = held_out_scenes(1, FIRST_SCENE - 1)[0].caption
-    for seed in range(WARM_UP_ROUNDS):
-        for way in ways[:3]:
-            way.run(server, caption, seed)
-    share = statistics.median(core.seconds[1:]) / statistics.median(dense.seconds[1:])
-    fewer.steps = min(dense.steps, math.ceil(share * dense.steps))
-    fewer.prompt = changed(dense.prompt, {dense.sampler: {"steps": fewer.steps}})
-    for way in ways:
-        way.seconds, way.shares, way.pictures = [], [], []
+def asked(prompt: Prompt, wanted: tuple[Cell, int, Shot]) -> tuple[Prompt, str]:
+    """The prompt with a size, a number of steps, a caption and a seed; and the id of its sampler."""
+    cell, steps, shot = wanted
+    size = {"width": cell.size, "height": cell.size, "batch_size": 1}
+    if any(node["class_type"] == "KSampler" for node in prompt.values()):
+        reader = sampler = find(prompt, "KSampler")
+        own = {sampler: {"seed": shot.seeds[0], "steps": steps}}
+    else:
+        sampler = find(prompt, "SamplerCustomAdvanced")
+        reader, noise = feeding(prompt, sampler, "guider"), feeding(prompt, sampler, "noise")
+        own = {noise: {"noise_seed": shot.seeds[0]}, find(prompt, "BasicScheduler"): {"steps": steps}}
+    text = {feeding(prompt, reader, "positive"): {"text": shot.captions[0]}}
+    return changed(prompt, {find(prompt, "EmptySD3LatentImage"): size, **text, **own}), sampler
 
 
 def picture_of(server: ComfyServer, result: RunResult, node_id: str) -> np.ndarray:
@@ -137,35 +128,16 @@ def picture_of(server: ComfyServer, result: RunResult, node_id: str) -> np.ndarr
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255.0
 
 
-def summary(way: Way, dense: Way, scenes: list[Scene]) -> dict[str, Any]:
-    """One row of the report: medians of time, means of the rest."""
-    pairs = list(zip(way.pictures, dense.pictures, strict=True))
-    reference = way is dense
-    inside = [objects_psnr(*pair, scene) for pair, scene in zip(pairs, scenes, strict=True)]
-    return {
-        "name": way.name,
-        "steps": way.steps,
-        "sampling_seconds": statistics.median(way.seconds),
-        "speedup": statistics.median(dense.seconds) / statistics.median(way.seconds),
-        "rows_computed_share": statistics.mean(way.shares) * way.steps / dense.steps,
-        "psnr_db": None if reference else statistics.mean(psnr_db(*pair) for pair in pairs),
-        "psnr_db_objects": None if reference else statistics.mean(inside),
-        "ssim": 1.0 if reference else statistics.mean(ssim(*pair) for pair in pairs),
-        "oracle_score": statistics.mean(oracle_score(picture, scene) for (picture, _), scene in zip(pairs, scenes, strict=True)),
-    }
-
-
-def save_pictures(folder: Path, ways: list[Way], maps: list[np.ndarray], scenes: list[Scene]) -> None:
-    """Every picture on its own, and all side by side with the token map."""
-    columns = [(TITLES[way.name], way.pictures) for way in ways] + [("token map", maps)]
-    sheet = Image.new("RGB", (TILE * len(columns), (TILE + 18) * len(scenes) + 18), "white")
+def save_pictures(folder: Path, pictures: dict[str, dict[int, np.ndarray]], shots: Sequence[Shot]) -> None:
+    """Every picture on its own, and all side by side, the token map last."""
+    titles = sorted(pictures, key=lambda title: title == "token map")
+    sheet = Image.new("RGB", (TILE * len(titles), (TILE + LINE) * len(shots) + LINE), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (title, pictures) in enumerate(columns):
+    for column, title in enumerate(titles):
         draw.text((column * TILE + 4, 3), title, fill="black")
-        for row, picture in enumerate(pictures):
-            tile = Image.fromarray((picture * 255).round().astype(np.uint8))
-            tile.save(folder / f"{row + 1:02d}-{title.lower().replace(' ', '-').replace('+', '-')}.png")
-            sheet.paste(tile.resize((TILE, TILE)), (column * TILE, 18 + row * (TILE + 18)))
-    for row, scene in enumerate(scenes):
-        draw.text((4, 18 + row * (TILE + 18) + TILE + 3), scene.caption, fill="black")
+        for row, shot in enumerate(shots):
+            tile = Image.fromarray((pictures[title][shot.seeds[0]] * 255).round().astype(np.uint8))
+            tile.save(folder / f"{row + 1:02d}-{title.replace(' ', '-')}.png")
+            sheet.paste(tile.resize((TILE, TILE)), (column * TILE, LINE + row * (TILE + LINE)))
+            draw.text((4, LINE + row * (TILE + LINE) + TILE + 3), shot.captions[0], fill="black")
     sheet.save(folder / "sheet.png")

@@ -45,8 +45,6 @@ ATTACH = {
     hooks.FirstBlockCacheConfig: hooks.apply_first_block_cache,
     hooks.TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
     hooks.MagCacheConfig: hooks.apply_mag_cache,
-    hooks.PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
-    hooks.FasterCacheConfig: hooks.apply_faster_cache,
 }
 # What peers put on modules where something may stand already.
 HIDDEN = ("forward", "_diffusers_hook")
@@ -57,8 +55,7 @@ class Traits:
     """What peers must be told of a class of transformers.
 
     `blocks`, `attentions` and `head` are patterns of module names. `renamed`: what the blocks call `hidden_states`. `ends_in_text`: the
-    last block returns text, too. `halves`: arguments in which negative prompt and prompt are one batch, in this order; without them, the
-    negative prompt cannot be left out alone. `distilled`: there is none.
+    last block returns text, too.
     """
 
     blocks: str
@@ -66,24 +63,17 @@ class Traits:
     head: str
     renamed: str = "hidden_states"
     ends_in_text: bool = True
-    halves: tuple[str, ...] = ()
-    distilled: bool = False
 
 
 _LAYERS, _BLOCKS = r"layers\.\d+", r"transformer_blocks\.\d+"
-_HALVES = ("hidden_states", "encoder_hidden_states", "timestep")
-_MASKED, _POOLED = (*_HALVES, "encoder_attention_mask"), (*_HALVES, "pooled_projections")
 TRAITS = {
     "LuminaNextDiT2DModel": Traits(_LAYERS, _LAYERS + r"\.attn\d", "norm_out"),
-    "Lumina2Transformer2DModel": Traits(_LAYERS, _LAYERS + r"\.attn", "norm_out", halves=_MASKED),
+    "Lumina2Transformer2DModel": Traits(_LAYERS, _LAYERS + r"\.attn", "norm_out"),
     "ZImageTransformer2DModel": Traits(_LAYERS, _LAYERS + r"\.attention", r"all_final_layer\.2-1", "x"),
-    "PixArtTransformer2DModel": Traits(_BLOCKS, _BLOCKS + r"\.attn\d", "proj_out", halves=_MASKED),
-    "SD3Transformer2DModel": Traits(_BLOCKS, _BLOCKS + r"\.attn\d?", "proj_out", ends_in_text=False, halves=_POOLED),
-    "FluxTransformer2DModel": Traits("(single_)?" + _BLOCKS, "(single_)?" + _BLOCKS + r"\.attn", "proj_out", distilled=True),
+    "PixArtTransformer2DModel": Traits(_BLOCKS, _BLOCKS + r"\.attn\d", "proj_out"),
+    "SD3Transformer2DModel": Traits(_BLOCKS, _BLOCKS + r"\.attn\d?", "proj_out", ends_in_text=False),
+    "FluxTransformer2DModel": Traits("(single_)?" + _BLOCKS, "(single_)?" + _BLOCKS + r"\.attn", "proj_out"),
 }
-# Pipelines that call their transformer for each cond, where there are two.
-SEPARATE = ("Lumina2Pipeline",)
-
 
 def traits_of(transformer: nn.Module) -> Traits:
     """What is known of a transformer; Unsupported where nothing is."""
@@ -174,25 +164,17 @@ def _step(scheduler: Any) -> int:
     return (scheduler.begin_index or 0) if reached is None else int(reached)
 
 
-def _timestep(pipe: Any) -> float:
-    """Where the pipeline is, from 1000 down; not every pipeline has `current_timestep`."""
-    return float(pipe.scheduler.timesteps[_step(pipe.scheduler)])
-
-
 # Hooks of diffusers
 
 
-def hooked(configure: Configure, one_state: bool = False) -> Enable:
-    """A cache of `diffusers`; `one_state`: it has one state for all calls of a step."""
-    return partial(around_calls, partial(_hooked, configure, one_state))
+def hooked(configure: Configure) -> Enable:
+    """A cache of `diffusers`."""
+    return partial(around_calls, partial(_hooked, configure))
 
 
 @contextmanager
-def _hooked(configure: Configure, one_state: bool, pipe: Any, arguments: Arguments) -> Iterator[None]:
+def _hooked(configure: Configure, pipe: Any, arguments: Arguments) -> Iterator[None]:
     wanted = configure(pipe)
-    guided = arguments.get("guidance_scale", 1.0) > 1.0 and type(pipe).__name__ in SEPARATE
-    if one_state and (guided or arguments.get("true_cfg_scale", 1.0) > 1.0):
-        raise Unsupported(f"`{type(wanted).__name__}` keeps one state for both calls of a step: it would mix prompt and negative prompt.")
     transformer = pipe.transformer
 
     def in_context(original: Callable[..., Any], number: int, args: Any, kwargs: Any) -> Any:
@@ -251,21 +233,6 @@ def taylor_seer(pipe: Any, lite: bool = False, full_precision: bool = False, **v
     return hooks.TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **values)
 
 
-def pyramid(pipe: Any, every: int, reach: tuple[int, int]) -> Any:
-    """Pyramid Attention Broadcast on self-attention."""
-    return hooks.PyramidAttentionBroadcastConfig(every, None, None, reach, current_timestep_callback=partial(_timestep, pipe))
-
-
-def faster(pipe: Any, **values: Any) -> Any:
-    """FasterCache; its configuration has defaults for all but the tensor's format."""
-    traits = traits_of(pipe.transformer)
-    if not traits.distilled and not traits.halves:
-        raise Unsupported("FasterCache takes the second half of each tensor of a batch for the prompt's, which it is not here.")
-    halves = {"_unconditional_conditional_input_kwargs_identifiers": list(traits.halves)}
-    given = {"tensor_format": "BCHW", "is_guidance_distilled": traits.distilled, "current_timestep_callback": partial(_timestep, pipe)}
-    return hooks.FasterCacheConfig(**given, **halves, **values)
-
-
 # MagCache
 
 
@@ -282,7 +249,7 @@ def _magnitudes(known: Ratios, values: Arguments, pipe: Any, arguments: Argument
     printed = io.StringIO()
     config = hooks.MagCacheConfig(num_inference_steps=steps, mag_ratios=of_steps.get(steps), calibrate=steps not in of_steps, **values)
     # Calibration prints what it found, and keeps it nowhere else.
-    with redirect_stdout(printed) if config.calibrate else nullcontext(), _hooked(lambda _: config, False, pipe, arguments):
+    with redirect_stdout(printed) if config.calibrate else nullcontext(), _hooked(lambda _: config, pipe, arguments):
         yield
     if config.calibrate:
         of_steps[steps] = next(json.loads(line) for line in printed.getvalue().splitlines() if line.startswith("[") and line.endswith("]"))

@@ -29,19 +29,19 @@ from ..measure.in_turn import Cell, Sample, Shot, rows_through, timed
 from ..measure.methods import Method, at_our_steps, fewer_steps, named, picked, preset_text
 from ..measure.methods import whole_steps as whole_steps_of
 from ..measure.pareto import AT_OUR_STEPS
-from .caches import Enable, Ratios, cache_dit, faster, first_block, hooked, magnitudes, pyramid, taylor_seer, whole_steps
+from .caches import Enable, Ratios, cache_dit, first_block, hooked, magnitudes, taylor_seer, whole_steps
 
 CAPTION = """\
 `seconds` is the median time of a call of the pipeline without its autoencoder, `seconds_over_dense` the median ratio to the dense run of
-the same prompt and seed. `rows_computed_share` counts the rows that pass the feed-forward layer of the middle block; PAB and TaylorSeer on
-attention leave out attention alone, and compute them all. `default`: the setting that a user gets who asks for nothing else.
+the same prompt and seed. `rows_computed_share` counts the rows that pass the feed-forward layer of the middle block; TaylorSeer on
+attention leaves out attention alone, and computes them all. `default`: the setting that a user gets who asks for nothing else.
 FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has, so there is that default in proportion as
 well. `skipped`: why a method did not run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on
 purpose."""
 # Name, setting and what is done to the pipeline.
 Setting = tuple[str, str, Enable]
-# What the setting begins with where it is a library's own.
-DEFAULTS = ("default:", "documentation's")
+# What a setting begins with where it is the library's own.
+DEFAULT = "default:"
 # DBCache, without and with its TaylorSeer calibrator: the order of that.
 CACHE_DITS = {"cache_dit": 0, "cache_dit_taylorseer": 1}
 # DBCache's default computes 8 blocks first, which the demo model has in all; of the 24 and more of a true model they are a third.
@@ -82,8 +82,8 @@ def ours() -> list[Method]:
 
 def caches() -> list[Method]:
     """Every setting of every library; what MagCache learns is shared by its settings in this list."""
-    settings = itertools.chain(_cache_dits(), _block_caches(), _mag_caches(), _attention_caches())
-    return [Method(*setting, default=setting[1].startswith(DEFAULTS)) for setting in settings]
+    settings = itertools.chain(_cache_dits(), _block_caches(), _mag_caches())
+    return [Method(*setting, default=setting[1].startswith(DEFAULT)) for setting in settings]
 
 
 def defaults() -> list[Method]:
@@ -91,10 +91,10 @@ def defaults() -> list[Method]:
     return [peer for peer in caches() if peer.default]
 
 
-def with_first_blocks(blocks: int, setting: str, judged_as: str = "") -> list[Method]:
+def with_first_blocks(blocks: int, setting: str) -> list[Method]:
     """DBCache's default with another number of blocks that are always computed."""
     values = {"Fn_compute_blocks": blocks}
-    return [Method(name, setting, partial(cache_dit, values, order), judged_as=judged_as) for name, order in CACHE_DITS.items()]
+    return [Method(name, setting, partial(cache_dit, values, order)) for name, order in CACHE_DITS.items()]
 
 
 def _cache_dits() -> Iterator[Setting]:
@@ -128,19 +128,6 @@ def _mag_caches() -> Iterator[Setting]:
         yield name, f"threshold {threshold}, at most {most} in a row, first 20% dense", change
 
 
-def _attention_caches() -> Iterator[Setting]:
-    name, reaches = "pyramid_attention_broadcast", ((100, 800), (0, 900))
-    for number, (every, reach) in enumerate(itertools.product((2, 3, 4), reaches)):
-        text = f"every {every}, timesteps {reach[0]} to {reach[1]}"
-        yield name, text if number else "documentation's example: every 2nd, timesteps 100 to 800", hooked(partial(pyramid, every=every, reach=reach), one_state=True)
-    name = "faster_cache"
-    yield name, "default: uncond every 5th below 641, attention every 2nd below 681", hooked(faster, one_state=True)
-    for every, reach_, weight in itertools.product((2, 3, 5), (641, 800), (1.0, 1.1)):
-        ranges = {"unconditional_batch_skip_range": every, "unconditional_batch_timestep_skip_range": (-1, reach_)}
-        change = hooked(partial(faster, **ranges, alpha_low_frequency=weight, alpha_high_frequency=weight), one_state=True)
-        yield name, f"uncond every {every} below {reach_}, weight {weight}", change
-
-
 # Lists
 
 
@@ -165,8 +152,6 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         f"head alone, interval {interval}, from step {first}, order 1, float32" for interval, first in ((2, 4), (2, 3), (3, 3), (4, 4))
     ),
     "mag_cache": tuple(f"threshold 0.5, at most {most} in a row, first 20% dense" for most in (1, 2, 3)),
-    "pyramid_attention_broadcast": ("every 3, timesteps 100 to 800", "every 4, timesteps 100 to 800"),
-    "faster_cache": tuple(f"uncond every {every} below 800, weight {weight}" for every, weight in ((2, 1.0), (3, 1.1), (5, 1.1))),
     "fewer_steps": tuple(f"{share}% of the steps" for share in (30, 40, 50, 60)),
     "whole_steps_hold": ("30% early", "40% early", "50% early", "60% early"),
     "whole_steps_linear": (
@@ -189,8 +174,8 @@ def chosen() -> list[Method]:
 def main(argv: Sequence[str]) -> int:
     """Measure, log the comparison, write JSON, Markdown and plot."""
     arguments = read(options("diffusers-fidelity", __doc__, CAPTION), argv)
-    methods = sweep() if arguments.sweep else chosen()
-    run(arguments, Bench(arguments.device).sample, DENSE, named(methods, arguments.methods), sweep())
+    methods = named(sweep() if arguments.sweep else chosen(), arguments.methods)
+    run(arguments, Bench(arguments.device).sample, [DENSE, *methods])
     return 0
 
 

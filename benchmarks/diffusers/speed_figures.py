@@ -21,8 +21,6 @@ SHARES = {
     "blocks_computed_share": "feed_forward_rows",
     "attention_computed_share": "attention_rows",
 }
-# Figures of the fidelity measurement, by their names here.
-JOINED = {"psnr_db": "psnr_db", "ssim": "ssim", "oracle_score": "oracle_score", "demo_seconds_over_dense": "seconds_over_dense"}
 PANELS = (
     ("seconds", "seconds per picture", "log"),
     ("over_dense", "times faster than dense as shipped", "linear"),
@@ -67,14 +65,6 @@ def selective_cost(sample: Row, fast: Row, steps: int) -> float | None:
     if sample["selective_seconds"] is None:
         return None
     return float(sample["selective_seconds"] / (fast["transformer_seconds"] / steps) / sample["selective_share"])
-
-
-def fidelity_of(method: Method, steps: int, fidelity: Sequence[Row]) -> Row:
-    """How close the same setting comes to dense on the demo model, with the nearest number of steps."""
-    judged = (method.name, method.judged_as or method.setting)
-    same = [row for row in fidelity if (row["method"], row["setting"]) == judged]
-    nearest = min(same, key=lambda row: abs(row["steps"] - steps), default={})
-    return {name: nearest.get(key) for name, key in JOINED.items()}
 
 
 # The plot

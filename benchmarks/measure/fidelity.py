@@ -1,16 +1,14 @@
 """Who stays closer to dense at the same cost: what the measurements in ComfyUI and in `diffusers` share.
 
 Every method in one process and in turn, on the same prompts, seeds and sizes; `ours` beside the best peer at the same cost. What is there
-so far is published after each cell, and kept with `--resume`.
+so far is published after each cell; single pictures are kept in a journal, from which `--resume` goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from safe_dit_engine.cli.results import environment, markdown_table
@@ -18,15 +16,13 @@ from safe_dit_engine.cli.results import environment, markdown_table
 from ..command import log, parser_of, rounded, save
 from ..demo_model.scenes import held_out_scenes, scene_from_seed
 from .closeness import judge, row_of
-from .in_turn import Cell, Journal, Make, Shot, machine_of, make_in_turn
+from .in_turn import Cell, Journal, Make, Shot, make_in_turn
 from .methods import Method
-from .pareto import AT_OUR_STEPS, CELL, OURS, compare, curves_of, near_the_best, of_most_pictures, plot
+from .pareto import CELL, OURS, compare, curves_of, plot
 
 TUNING_SEED = 5000
 # Judged by what is in the picture: it differs from dense on purpose.
 NOT_COMPARED = "safe_sw"
-# Their settings are those of the presets, which may once have been others.
-BY_PRESET = (OURS, NOT_COMPARED, AT_OUR_STEPS)
 COLUMNS = (
     "method", "setting", *CELL, "prompts", "seeds", "seconds", "seconds_over_dense", "rows_computed_share", "psnr_db", "psnr_db_objects",
     "psnr_db_edges", "ssim", "oracle_score", "peak_bytes",
@@ -37,15 +33,12 @@ COMPARED = (
     *CELL, "at", "cost", "ours_db", "best_peer", "best_peer_db", "difference_db", "difference_db_low", "difference_db_high",
     "difference_db_median", "closer_share", "difference_db_objects", "difference_db_edges",
 )  # fmt: skip
-# What a row is a result of: the same on both sides, and it need not be measured again.
-WHAT = ("method", "setting", *CELL)
-IDENTITY = (*WHAT, "set", "prompts", "seeds", "seed")
 COMPARISON_CAPTION = """\
 Closeness at the same cost ({cost}), in dB of PSNR against dense, read on each family's Pareto curve by linear interpolation; empty below
 its cheapest setting, its best setting above the dearest. `linear_at_our_steps` is `whole_steps_linear` with the steps that our presets
 compute: how far the choice of steps alone goes. It is no `best_peer`, whose steps are its own. `difference_db_low` and `_high`: the lead in
 95 % of 400 draws of the same pictures with repetition (bootstrap), times as measured; `difference_db_median`: that of the middle picture;
-`closer_share`: in how many we are closer than the best peer. Rows of the most pictures of a cell only."""
+`closer_share`: in how many we are closer than the best peer."""
 
 Rows = list[dict[str, Any]]
 
@@ -57,7 +50,7 @@ def options(name: str, about: str | None, caption: str) -> argparse.ArgumentPars
     """Options of both measurements; `caption` stands above the table of what was measured."""
     parser = parser_of(name, about, "256 px, 20 steps, euler, 8 prompts")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
-    parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine, single pictures too")
+    parser.add_argument("--resume", action="store_true", help="keep the pictures that DIR has from this machine and these settings")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
@@ -65,7 +58,7 @@ def options(name: str, about: str | None, caption: str) -> argparse.ArgumentPars
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
     parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
     parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
-    parser.set_defaults(samplers=["euler"], finals=False, name=name, caption=caption)
+    parser.set_defaults(samplers=["euler"], name=name, caption=caption)
     return parser
 
 
@@ -95,18 +88,13 @@ def asked_of(arguments: argparse.Namespace) -> dict[str, Any]:
 # Measuring
 
 
-def run(arguments: argparse.Namespace, make: Make, dense: Method, methods: Sequence[Method], known: Sequence[Method]) -> Rows:
-    """Every cell in turn. `known`: all settings there are, so that results of others of ours are not kept."""
-    machine, path = environment(arguments.device), arguments.out / f"{arguments.name}.json"
-    journal = Journal(path.with_suffix(".jsonl"), machine, arguments.resume)
-    rows = kept_rows(path, machine, known) if arguments.resume else []
-    shots, asked = shots_of(arguments), asked_of(arguments)
+def run(arguments: argparse.Namespace, make: Make, methods: Sequence[Method]) -> Rows:
+    """Every cell in turn, `methods[0]` being dense."""
+    machine = environment(arguments.device)
+    journal = Journal(arguments.out / f"{arguments.name}.jsonl", machine, arguments.resume)
+    shots, asked, rows = shots_of(arguments), asked_of(arguments), Rows()
     for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
-        cell = Cell(*parts)
-        racing = finalists(methods, rows, cell, asked, arguments.cost) if arguments.finals else methods
-        missing = [method for method in racing if not is_known(rows, method, cell, asked)]
-        if missing or not is_known(rows, dense, cell, asked):
-            rows = merged(rows, [{**row, **asked} for row in measure(make, [dense, *missing], cell, shots, journal)])
+        rows += [{**row, **asked} for row in measure(make, methods, Cell(*parts), shots, journal)]
         publish(arguments, machine, rows)
     log.info(comparison_table(rounded(rows), arguments.cost))
     return rows
@@ -121,49 +109,6 @@ def measure(make: Make, methods: Sequence[Method], cell: Cell, shots: Sequence[S
         figures = {"skipped": refused[method]} if method in refused else row_of(journal.records(method, cell, shots), compared)
         found.append({**method.described(), "model": "demo", **cell.described(), **figures})
     return found
-
-
-# Rows of earlier runs
-
-
-def identity(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells a row from every other."""
-    return tuple(row[key] for key in IDENTITY)
-
-
-def is_known(rows: Iterable[dict[str, Any]], method: Method, cell: Cell, asked: dict[str, Any]) -> bool:
-    """Whether a method has been measured in a cell."""
-    wanted = identity({**method.described(), **cell.described(), **asked})
-    return any(identity(row) == wanted for row in rows)
-
-
-def kept_rows(path: Path, machine: dict[str, Any], known: Iterable[Method]) -> Rows:
-    """Rows of an earlier run, but for those of other presets; none when it ran on another machine or torch."""
-    if not path.is_file():
-        return []
-    old = json.loads(path.read_text(encoding="utf-8"))
-    if machine_of(old["environment"]) != machine_of(machine):
-        log.warning("%s is from another machine or torch; everything is measured again.", path)
-        return []
-    settings = {(method.name, method.setting) for method in known}
-    return [row for row in old["rows"] if row["method"] not in BY_PRESET or (row["method"], row["setting"]) in settings]
-
-
-def finalists(methods: Sequence[Method], rows: Sequence[dict[str, Any]], cell: Cell, asked: dict[str, Any], cost: str) -> list[Method]:
-    """The methods that could still be the best peer of a cell: without those that rounds of other pictures left behind."""
-    in_cell = [row for row in rows if {**row, **cell.described()} == row]
-    others = {(row["method"], row["setting"]) for row in in_cell if {**row, **asked} != row}
-    # Rows of fewer pictures were left behind before; beside figures of other pictures they could seem to be near again.
-    behind = others - near_the_best(of_most_pictures(in_cell), cost)
-    return [method for method in methods if (method.name, method.setting) not in behind]
-
-
-def merged(rows: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]]) -> Rows:
-    """Rows and fresh ones, these in place of rows of the same setting on other pictures; dense comes along and may be known."""
-    before = {identity(old) for old in rows}
-    new = [row for row in fresh if identity(row) not in before]
-    anew = {tuple(row[key] for key in WHAT) for row in new}
-    return [row for row in rows if tuple(row[key] for key in WHAT) not in anew] + new
 
 
 # The page

@@ -78,7 +78,7 @@ class Sample:
 
     pictures: np.ndarray
     seconds: float
-    rows: int
+    rows: float
     peak_bytes: int | None
 
 

@@ -31,8 +31,7 @@ REUSES = {"whole_steps_hold": (0, (1.0,)), "whole_steps_linear": (1, (1.0, 0.6, 
 class Method:
     """One setting of one method, which takes `step_share` of the steps asked for.
 
-    `default`: it is the library's own, or that of its documentation where it has none. `judged_as`: its setting in the fidelity
-    measurement, where the text here is another.
+    `default`: it is the library's own.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Method:
     change: Change
     step_share: float = 1.0
     default: bool = False
-    judged_as: str = ""
 
     def steps(self, nominal: int) -> int:
         """Steps it samples with where dense takes `nominal`."""

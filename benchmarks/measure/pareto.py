@@ -25,8 +25,6 @@ DRAWS, INTERVAL = 400, (2.5, 97.5)
 OURS = "ours"
 # Has a curve but is no peer: it borrows the steps that we chose, and shows how much of our lead is their choice.
 AT_OUR_STEPS = "linear_at_our_steps"
-# In a first round of few pictures, a peer this far below the best one at its cost is out of the race.
-OUT_OF_REACH_DB = 3.0
 # Not on a curve: the reference itself, also without its masks, and what differs from it on purpose.
 OFF_CURVE = ("dense", "dense_fast_path", "safe_sw")
 
@@ -66,24 +64,6 @@ def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
     return cells
 
 
-# Rounds
-
-
-def of_most_pictures(rows: Sequence[Row]) -> list[Row]:
-    """The rows of a cell that can be compared: those whose methods were still in the race when most pictures were made."""
-    counts = [row.get("prompts", 1) * row.get("seeds", 1) for row in rows]
-    return [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]
-
-
-def near_the_best(rows: Sequence[Row], cost: str = "seconds_over_dense") -> set[tuple[str, str]]:
-    """Methods and settings of a cell that are not out of reach of the best peer at their cost, and those that do not race with it."""
-    racing = [row for row in rows if row["method"] not in (OURS, *OFF_CURVE) and row["psnr_db"] is not None]
-    best = pareto((row[cost], row["psnr_db"]) for row in racing if row["method"] != AT_OUR_STEPS)
-    leaders = [quality_at(best, row[cost]) for row in racing]
-    behind = [row for row, leader in zip(racing, leaders) if leader is not None and row["psnr_db"] < leader - OUT_OF_REACH_DB]
-    return {(row["method"], row["setting"]) for row in rows if row not in behind}
-
-
 # The comparison
 
 
@@ -94,8 +74,7 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
     and `closer_share` the share of pictures in which we are ahead: None where rows do not say each picture's PSNR.
     """
     compared = []
-    for cell, everybody in cells_of(rows).items():
-        members = of_most_pictures(everybody)
+    for cell, members in cells_of(rows).items():
         found = _readings(members, cost)
         details = {f"difference_db_{detail}": _readings(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
         for number, (reading, (low, high)) in enumerate(zip(found, _intervals(members, cost), strict=True)):
