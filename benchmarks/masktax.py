@@ -284,30 +284,16 @@ def publish(folder: Path, machine: Row, rows: Sequence[Row]) -> None:
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Masked over ours against the number of tokens and, where memory is known, what a call allocates."""
-    known = [row for row in rows if row.get("peak_bytes") is not None]
-    with panels(path, 1, 2 if known else 1, 7, 5.5) as axes:
-        of_time, *of_memory = axes[0]
-        _lines(of_time, [row for row in rows if row.get("masked_over_ours") is not None], "masked_over_ours", "-", "")
-        of_time.axhline(1.0, color="black", linewidth=0.8)
-        of_time.set(ylabel="time with an all-True mask / ours")
-        for panel in of_memory:
-            for method, style in (("redundant_bool", "-"), ("ours_redundant", "--")):
-                _lines(panel, [row for row in known if row["method"] == method], "peak_bytes", style, f", {method}")
-            panel.set(ylabel="bytes allocated by one call", yscale="log")
-        tokens = sorted({row["tokens"] for row in rows})
-        for panel in axes[0]:
-            panel.set_xscale("log", base=2)
-            panel.set_xticks(tokens, [f"{count:,}" for count in tokens])
-            panel.set_xlabel("tokens")
-            panel.grid(alpha=0.3)
-            if panel.get_legend_handles_labels()[0]:
-                panel.legend(fontsize=8)
-
-
-def _lines(panel: Any, rows: Sequence[Row], value: str, style: str, suffix: str) -> None:
-    """One line for every head dim and dtype."""
-    kinds = sorted({(row["head_dim"], row["dtype"]) for row in rows})
-    for index, (head_dim, dtype) in enumerate(kinds):
-        points = sorted((row["tokens"], row[value]) for row in rows if (row["head_dim"], row["dtype"]) == (head_dim, dtype))
-        panel.plot(*zip(*points), style, marker="o", color=f"C{index}", label=f"head dim {head_dim}, {dtype}{suffix}")
+    """Masked over ours against the number of tokens, one line for every head dim and dtype."""
+    known = [row for row in rows if row.get("masked_over_ours") is not None]
+    with panels(path, 1, 1, 7, 5.5) as axes:
+        panel = axes[0, 0]
+        for kind in sorted({(row["head_dim"], row["dtype"]) for row in known}):
+            points = sorted((row["tokens"], row["masked_over_ours"]) for row in known if (row["head_dim"], row["dtype"]) == kind)
+            panel.plot(*zip(*points), marker="o", label="head dim {}, {}".format(*kind))
+        panel.axhline(1.0, color="black", linewidth=0.8)
+        panel.set_xscale("log", base=2)
+        panel.set(xlabel="tokens", ylabel="time with an all-True mask / ours")
+        panel.grid(alpha=0.3)
+        if known:
+            panel.legend(fontsize=8)

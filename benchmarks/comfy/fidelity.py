@@ -174,4 +174,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = options("fidelity", __doc__, CAPTION)
     parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
+    parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
     return read(parser, argv)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +29,21 @@ NOISE = 0.06
 
 
 class BusyClock:
-    """Seconds of work against a budget; long gaps between ticks count as `STEP_CAP_S` only."""
+    """Seconds of work against a budget; what takes longer than `STEP_CAP_S` counts as that."""
 
     def __init__(self, minutes: float) -> None:
         self.budget_s, self.used_s = 60 * minutes, 0.0
-        self._last = time.monotonic()
-        self._next: dict[str, float] = {}
 
-    def tick(self) -> None:
-        """Count the time since the last tick."""
-        now = time.monotonic()
-        self.used_s += min(now - self._last, STEP_CAP_S)
-        self._last = now
-
-    def skip(self) -> None:
-        """Leave the time since the last tick out."""
-        self._last = time.monotonic()
-
-    def is_due(self, what: str, seconds: float) -> bool:
-        """True once every so many busy seconds."""
-        due = self.used_s >= self._next.setdefault(what, self.used_s + seconds)
-        if due:
-            self._next[what] = self.used_s + seconds
-        return due
+    def work(self, step: Callable[[], None], every: Mapping[Callable[[], None], float]) -> None:
+        """Call `step` until the budget is used, and in between the others, each every so many busy seconds; their time does not count."""
+        due = {call: self.used_s + seconds for call, seconds in every.items()}
+        while self.share < 1.0:
+            started = time.monotonic()
+            step()
+            self.used_s += min(time.monotonic() - started, STEP_CAP_S)
+            for call in [call for call, moment in due.items() if self.used_s >= moment]:
+                call()
+                due[call] = self.used_s + every[call]
 
     @property
     def share(self) -> float:
@@ -144,33 +137,29 @@ def train_autoencoder(networks: DemoNetworks, minutes: float, folder: Path, devi
     decoder = networks.vae.taesd_decoder
     nn.utils.convert_conv2d_weight_memory_format(decoder, torch.channels_last)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    clock, step, running = BusyClock(minutes), 0, 0.0
+    clock, losses = BusyClock(minutes), list[float]()
     if (folder / "vae.pt").is_file():
         saved = torch.load(folder / "vae.pt", map_location=device)
         networks.vae.load_state_dict(saved["vae"])
         optimizer.load_state_dict(saved["optimizer"])
-        clock.used_s, step = saved["used_s"], saved["step"]
-    pool = CropPool(240, seed + step)
+        clock.used_s, losses = saved["used_s"], saved["losses"]
+    pool = CropPool(240, seed + len(losses))
+
+    def step() -> None:
+        set_rates([optimizer], learning_rate_factor(clock.share, clock.used_s, warm_s=15.0, hold=0.3))
+        losses.append(_decoder_step(networks, optimizer, pool.draw(16, 64, 2).to(device)))
+
+    def report() -> None:
+        log.info("vae step %d, %.1f busy min, loss %.4f", len(losses), clock.used_s / 60, np.mean(losses[-33:]))
 
     def keep() -> None:
-        state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "step": step}
+        state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "losses": losses}
         save_checkpoint(folder / "vae.pt", state)
-        training = {"busy_minutes": round(clock.used_s / 60, 1), "steps": step}
+        training = {"busy_minutes": round(clock.used_s / 60, 1), "steps": len(losses)}
         save_weights("vae", networks.vae.stock_state(), {"latent_channels": LATENT_CHANNELS, "training": training}, torch.float16)
         log.info("vae psnr 128/256/512 px: %s dB", " / ".join(f"{autoencoder_psnr(networks, s):.1f}" for s in (128, 256, 512)))
-        clock.skip()
 
-    clock.skip()
-    while clock.share < 1.0:
-        set_rates([optimizer], learning_rate_factor(clock.share, clock.used_s, warm_s=15.0, hold=0.3))
-        loss = _decoder_step(networks, optimizer, pool.draw(16, 64, 2).to(device))
-        running = 0.97 * running + 0.03 * loss if running else loss
-        step += 1
-        clock.tick()
-        if clock.is_due("report", REPORT_EVERY_S):
-            log.info("vae step %d, %.1f busy min, loss %.4f", step, clock.used_s / 60, running)
-        if clock.is_due("save", SAVE_EVERY_S / 2):
-            keep()
+    clock.work(step, {report: REPORT_EVERY_S, keep: SAVE_EVERY_S / 2})
     keep()
 
 

@@ -14,19 +14,10 @@ import numpy as np
 from safe_dit_engine.demo.words import COLOURS, SHAPES, STYLES, TEXTURES
 
 PALETTE: dict[str, tuple[float, float, float]] = {
-    "red": (0.86, 0.12, 0.12),
-    "orange": (0.97, 0.52, 0.08),
-    "yellow": (0.97, 0.87, 0.15),
-    "green": (0.16, 0.62, 0.22),
-    "cyan": (0.15, 0.80, 0.83),
-    "blue": (0.14, 0.27, 0.85),
-    "purple": (0.53, 0.18, 0.72),
-    "pink": (0.97, 0.52, 0.74),
-    "brown": (0.45, 0.27, 0.13),
-    "black": (0.06, 0.06, 0.07),
-    "white": (0.96, 0.96, 0.96),
-    "grey": (0.52, 0.52, 0.54),
-}
+    "red": (0.86, 0.12, 0.12), "orange": (0.97, 0.52, 0.08), "yellow": (0.97, 0.87, 0.15), "green": (0.16, 0.62, 0.22),
+    "cyan": (0.15, 0.80, 0.83), "blue": (0.14, 0.27, 0.85), "purple": (0.53, 0.18, 0.72), "pink": (0.97, 0.52, 0.74),
+    "brown": (0.45, 0.27, 0.13), "black": (0.06, 0.06, 0.07), "white": (0.96, 0.96, 0.96), "grey": (0.52, 0.52, 0.54),
+}  # fmt: skip
 SIZES = {"small": 0.125, "medium": 0.175, "large": 0.23}
 PLACES: dict[str, tuple[float, float]] = {
     "top left": (0.24, 0.24), "top": (0.5, 0.24), "top right": (0.76, 0.24),

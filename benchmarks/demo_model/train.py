@@ -222,18 +222,7 @@ class TransformerTraining:
 
     def run(self) -> None:
         """Train until the budget is used."""
-        self.clock.skip()
-        while self.clock.share < 1.0:
-            self.step()
-            self.clock.tick()
-            if self.clock.is_due("report", REPORT_EVERY_S):
-                self._report()
-            if self.clock.is_due("save", SAVE_EVERY_S):
-                self.save()
-            if self.clock.is_due("look", LOOK_EVERY_S):
-                size, path = max(self.pools), self.folder / f"look_{self.progress.step:06d}.png"
-                rates = look(self.average.networks, 16 if size < 512 else 4, size, 16, path)
-                log.info("step %d at %d px: %s", self.progress.step, size, rates)
+        self.clock.work(self.step, {self._report: REPORT_EVERY_S, self.save: SAVE_EVERY_S, self._look: LOOK_EVERY_S})
         self.save()
 
     def _report(self) -> None:
@@ -241,6 +230,11 @@ class TransformerTraining:
         losses = ", ".join(f"{size} px {loss:.4f}" for size, loss in sorted(done.loss.items()))
         minutes, share = self.clock.used_s / 60, 100 * self.clock.share
         log.info("dit step %d, %.1f busy min (%.0f %%), %d samples, loss %s", done.step, minutes, share, done.samples, losses)
+
+    def _look(self) -> None:
+        size = max(self.pools)
+        rates = look(self.average.networks, 16 if size < 512 else 4, size, 16, self.folder / f"look_{self.progress.step:06d}.png")
+        log.info("step %d at %d px: %s", self.progress.step, size, rates)
 
 
 # Looking and judging

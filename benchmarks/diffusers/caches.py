@@ -223,12 +223,12 @@ def _check_end(pipe: Any, name: str) -> None:
         raise Unsupported(f"{name} wants text and image of every block, and the last of `{type(pipe.transformer).__name__}` gives no text.")
 
 
-def taylor_seer(pipe: Any, lite: bool = False, full_precision: bool = False, **values: Any) -> Any:
-    """TaylorSeer on attention; `lite`: on the head alone, blocks not run. With the library's own patterns where they fit."""
+def taylor_seer(pipe: Any, lite: bool = False, **values: Any) -> Any:
+    """TaylorSeer on attention; `lite`: on the head alone, blocks not run, in float32. With the library's own patterns where they fit."""
     traits = traits_of(pipe.transformer)
     if lite:
         _check_end(pipe, "TaylorSeer on the head alone")
-    values |= {"taylor_factors_dtype": torch.float32} if full_precision else {}
+        values["taylor_factors_dtype"] = torch.float32
     skipped, cached = ([traits.blocks], [traits.head]) if lite else (None, [traits.attentions])
     return hooks.TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **values)
 

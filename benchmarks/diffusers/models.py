@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIXELS_A_TOKEN = 16
 # A sentence of fifty words, and what is left of an empty prompt: the first token. Z-Image puts both into a chat's frame.
 WORDS, EMPTY, EMPTY_CHAT = 64, 1, 16
 
@@ -184,19 +183,3 @@ def _random(module: nn.Module, generator: torch.Generator) -> nn.Module:
         else:
             weight.add_(torch.empty_like(weight).normal_(std=0.1, generator=generator))
     return module.requires_grad_(False)
-
-
-def attention_share(config: Mapping[str, Any], size: int) -> float:
-    """Multiply-adds of self-attention / all of a Lumina-Next block, for the image rows of a square picture of `size` pixels."""
-    width, group = config["hidden_size"], config["num_attention_heads"] // config["num_kv_heads"]
-    multiple = config["multiple_of"]
-    inner = multiple * -(-int(8 * width / 3) // multiple)
-    # Queries of image and text, and the output; keys and values; the three layers of the feed-forward.
-    linear = (3 + 2 / group) * width**2 + 3 * width * inner
-    attention = 2 * image_tokens(size) * width
-    return attention / (attention + linear)
-
-
-def image_tokens(size: int) -> int:
-    """Tokens of a square picture; all these models take 16 pixels a token."""
-    return (size // PIXELS_A_TOKEN) ** 2

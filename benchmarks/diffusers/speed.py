@@ -20,7 +20,7 @@ from ..command import log, parser_of, save
 from ..measure.in_turn import Journal, OutOfMemory, Shot, Unsupported, make_in_turn
 from ..measure.methods import Method, named
 from .fidelity import CACHE_DITS, defaults, ours, unchanged, with_first_blocks
-from .models import LUMINA_NEXT, MODELS, SpeedModel, Subject, attention_share, subject_of
+from .models import LUMINA_NEXT, MODELS, SpeedModel, Subject, subject_of
 from .speed_figures import BASELINES, Row, figures_of, plot
 from .speed_meter import Sample, release, sample
 
@@ -45,9 +45,8 @@ follows from its residuals, and those of random weights are not those of a train
 is to dense is measured on a trained model: `diffusers-fidelity`.
 Memory in 10^9 bytes, weights included{resident}."""
 SMALL_CAPTION = """\
-Scaled down: the published architectures with fewer and narrower blocks, {sizes} px. Self-attention is {small:.0%} of the multiply-adds of
-such a Lumina-Next block at {size} px, {true:.0%} of the true one's at 2048 px. `cache_dit` computes its first 8 blocks in every step: here,
-the same share of the blocks, one at least."""
+Scaled down: the published architectures with fewer and narrower blocks, {sizes} px. `cache_dit` computes its first 8 blocks in every step:
+here, the same share of the blocks, one at least."""
 NO_GPU = "On a GPU, in true sizes: not measured."
 
 
@@ -191,7 +190,5 @@ def captions_of(arguments: argparse.Namespace) -> list[str]:
     words = {"device": "on a CPU" if on_cpu else "on a GPU", "resident": "; on a CPU, the resident set of the process" if on_cpu else ""}
     parts = [NO_GPU] * on_cpu + [CAPTION.format(**words)]
     if arguments.small:
-        size, small = min(arguments.sizes), LUMINA_NEXT.scaled_down().config
-        shares = {"small": attention_share(small, size), "true": attention_share(LUMINA_NEXT.config, 2048)}
-        parts.append(SMALL_CAPTION.format(sizes=", ".join(map(str, arguments.sizes)), size=size, **shares))
+        parts.append(SMALL_CAPTION.format(sizes=", ".join(map(str, arguments.sizes))))
     return parts

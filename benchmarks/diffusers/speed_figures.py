@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,8 @@ PANELS = (
     ("over_dense", "times faster than dense as shipped", "linear"),
     ("peak_gb", "peak memory, GB", "linear"),
 )
-# None of these is in matplotlib's cycle, from which peers get theirs.
-OURS = {"dense": "black", "dense_fast_path": "silver", "paper": "gold", "ours": "navy", "safe_sw": "lime"}
-DASHES = {"ours, quality": ":", "ours, fast": "--"}
+# Drawn with a broader line.
+OURS = ("dense", "paper", "ours", "safe_sw")
 
 
 # Rows
@@ -84,17 +84,9 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     """The paper's three panels for every model: seconds, speedup over dense as shipped, and memory, against resolution."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     with panels(path, len(models), len(PANELS), 6, 4.6) as axes:
-        for of_model, model in zip(axes, models, strict=True):
-            for panel, (key, text, scale) in zip(of_model, PANELS, strict=True):
-                panel.set(title=model, xlabel="pixels, square", ylabel=text, yscale=scale)
-                _draw(panel, lines_of([row for row in rows if row["model"] == model], key))
-            of_model[0].legend(fontsize=6)
-
-
-def _draw(panel: Any, lines: Lines) -> None:
-    for number, (label, points) in enumerate(lines.items()):
-        method = label.partition(",")[0]
-        style = {"color": OURS.get(method, f"C{number}"), "linestyle": DASHES.get(label, "-"), "marker": "o" if method in OURS else "."}
-        panel.plot(*zip(*points), label=label, linewidth=2 if method in OURS else 1, **style)
-    panel.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
-    panel.grid(alpha=0.3)
+        for (of_model, model), (number, (key, text, scale)) in itertools.product(zip(axes, models, strict=True), enumerate(PANELS)):
+            of_model[number].set(title=model, xlabel="pixels, square", ylabel=text, yscale=scale)
+            for label, points in lines_of([row for row in rows if row["model"] == model], key).items():
+                of_model[number].plot(*zip(*points), label=label, marker="o", linewidth=2 if label.startswith(OURS) else 1)
+            of_model[number].grid(alpha=0.3)
+            of_model[number].legend(fontsize=6)

@@ -56,7 +56,6 @@ def options(name: str, about: str | None, caption: str) -> argparse.ArgumentPars
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
-    parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
     parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
     parser.set_defaults(samplers=["euler"], name=name, caption=caption)
     return parser

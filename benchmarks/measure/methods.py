@@ -60,8 +60,8 @@ def named(methods: Iterable[Method], names: Iterable[str]) -> list[Method]:
 
 
 def picked(methods: Iterable[Method], chosen: Chosen) -> list[Method]:
-    """The methods that have no entry in `chosen`, the settings that it names, and every library's default."""
-    return [method for method in methods if method.default or method.name not in chosen or method.setting in chosen[method.name]]
+    """The methods that have no entry in `chosen`, and the settings that it names."""
+    return [method for method in methods if method.name not in chosen or method.setting in chosen[method.name]]
 
 
 # Peers that every host has
