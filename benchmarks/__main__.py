@@ -17,7 +17,6 @@ BENCHES = {
     "fidelity": ".comfy.fidelity:main",
     "masktax": ".masktax:main",
     "samplers": ".comfy.samplers:main",
-    "serve": ".comfy.serve:main",
     "showcase": ".comfy.showcase:main",
     "speed": ".diffusers.speed:main",
     "study": ".study.study:main",

@@ -57,11 +57,10 @@ RATIOS = {
 }
 CELL = ("tokens", "head_dim", "dtype")
 COLUMNS = (*CELL, "method", "seconds", "over_mask_free", "kernel", "peak_bytes", "max_diff", "rounds")
-SUMMARY_COLUMNS = (*CELL, *RATIOS, "paper", "skipped")
+SUMMARY_COLUMNS = (*CELL, *RATIOS, "skipped")
 CAPTION = """\
-Ratios of time: the median over rounds of the ratio within a round. `masked_over_ours` is the mask tax that is saved; `paper` is what the
-paper measured of it on its own GPU, not on this machine. `direct_over_mask_free` is the same work twice: its distance from 1 is what the
-noise of this run does to a ratio."""
+Ratios of time: the median over rounds of the ratio within a round. `masked_over_ours` is the mask tax that is saved.
+`direct_over_mask_free` is the same work twice: its distance from 1 is what the noise of this run does to a ratio."""
 METHODS_CAPTION = """\
 `redundant_bool`: an all-True mask `[1, 1, 1, N]` as models build it, an expanded view of `[B, heads, N, N]` that is not written out.
 `additive_zeros`: zeros `[1, 1, 1, N]`, not expanded. `key_padding`: boolean, the last eighth of the keys masked, expanded as well.
@@ -259,15 +258,7 @@ def rows_of(cell: Cell, found: Mapping[str, Row], times: Times, skipped: str | N
         figures = {"seconds": statistics.median(times[name]), "over_mask_free": ratio(times, name, "mask_free"), "rounds": len(times[name])}
         rows.append({**described, "method": name, **figures, **facts})
     ratios = {name: ratio(times, *pair) for name, pair in RATIOS.items()}
-    paper = paper_figure(cell.tokens, cell.head_dim)
-    return [*rows, {**described, "method": SUMMARY, **ratios, "paper": paper, "skipped": skipped}]
-
-
-def paper_figure(tokens: int, head_dim: int) -> str | None:
-    """The paper's masked over mask-free time at a size, where it gives one."""
-    large = {64: "5.6 to 5.9x", 72: "5.6 to 5.9x", 80: "5.6 to 5.9x", 128: "4.5x"}
-    figure = "2.8 to 3.5x" if tokens == 1024 else large.get(head_dim) if 2048 <= tokens <= 4096 else None
-    return figure and f"{figure} (the paper's, another GPU)"
+    return [*rows, {**described, "method": SUMMARY, **ratios, "skipped": skipped}]
 
 
 def summary_table(rows: Sequence[Row]) -> str:

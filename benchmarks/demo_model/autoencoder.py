@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,14 @@ class CropPool:
 
     def __init__(self, capacity: int, seed: int, sizes: tuple[int, ...] = (128, 256, 256, 512)) -> None:
         self.rng = np.random.default_rng([seed, 1])
-        self.sizes, self.capacity = sizes, capacity
-        self.pictures: list[Tensor] = []
-
-    def _add(self) -> None:
-        picture = to_tensor(random_scene(self.rng).render(int(self.rng.choice(self.sizes))))
-        self.pictures = [*self.pictures[-self.capacity + 1 :], picture]
+        self.sizes = sizes
+        self.pictures: deque[Tensor] = deque(maxlen=capacity)
 
     def draw(self, count: int, crop: int, fresh: int) -> Tensor:
         """Crops, (count, 3, crop, crop), on 8 px steps."""
-        for _ in range(fresh if len(self.pictures) == self.capacity else self.capacity - len(self.pictures)):
-            self._add()
-        return torch.stack([self._crop(self.pictures[i], crop) for i in self.rng.integers(0, self.capacity, count)])
+        missing = int(self.pictures.maxlen or 0) - len(self.pictures)
+        self.pictures.extend(to_tensor(random_scene(self.rng).render(int(self.rng.choice(self.sizes)))) for _ in range(missing or fresh))
+        return torch.stack([self._crop(self.pictures[i], crop) for i in self.rng.integers(0, len(self.pictures), count)])
 
     def _crop(self, picture: Tensor, crop: int) -> Tensor:
         y, x = (8 * int(self.rng.integers(0, (picture.shape[1] - crop) // 8 + 1)) for _ in range(2))

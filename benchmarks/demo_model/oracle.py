@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,8 +25,7 @@ AREA_RANGE = (0.3, 3.0)  # found area over the asked one
 _LEVELS = np.linspace(-0.95, 0.95, 9)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What holds for one thing. Shape and position can only be right where the colour was found."""
 
     colour: bool
@@ -76,10 +76,9 @@ def judge(picture: np.ndarray, scene: Scene) -> list[Verdict]:
 
 def judge_pictures(pictures: Sequence[np.ndarray] | np.ndarray, scenes: Sequence[Scene]) -> Rates:
     """Rates over all things of all pictures, (n, h, w, 3)."""
-    verdicts = [v for picture, scene in zip(pictures, scenes, strict=True) for v in judge(picture, scene)]
-    table = np.array([(v.colour, v.shape, v.position) for v in verdicts], float)
+    table = np.array([verdict for picture, scene in zip(pictures, scenes, strict=True) for verdict in judge(picture, scene)], float)
     colour, shape, position = table.mean(axis=0).tolist()
-    return Rates(colour, shape, position, float(table.all(axis=1).mean()), len(verdicts))
+    return Rates(colour, shape, position, float(table.all(axis=1).mean()), len(table))
 
 
 def oracle_score(picture: np.ndarray, scene: Scene) -> float:

@@ -32,7 +32,7 @@ CONFUSABLE = frozenset(frozenset(pair) for pair in (
     ("white", "grey"), ("black", "grey"), ("black", "brown"), ("red", "orange"), ("orange", "brown"), ("red", "brown"),
     ("purple", "pink"),
 ))
-# Every third colour lacks two shapes in training, so that new combinations can be asked for afterwards.
+# Every third colour lacks two shapes in training, so that a caption can ask for a new combination.
 HELD_OUT_PAIRS = frozenset((colour, SHAPES[(3 * i + k) % 8]) for i, colour in enumerate(COLOURS) if i % 3 == 0 for k in (1, 5))
 EVALUATION_SEED = 2**40  # training seeds stay below, held-out scenes start here
 
@@ -111,22 +111,22 @@ class Scene:
         return picture
 
 
-def random_scene(rng: np.random.Generator, allow_held_out: bool = False) -> Scene:
-    """Draw a scene. Colour and shape pairs in `HELD_OUT_PAIRS` appear only if `allow_held_out`."""
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene, without the colour and shape pairs in `HELD_OUT_PAIRS`."""
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.37, 0.18]))
     relation = str(rng.choice(list(RELATIONS))) if count == 2 and rng.random() < 0.6 else None
     places = list(RELATIONS[relation]) if relation else [str(p) for p in rng.choice(list(PLACES), count, replace=False)]
     colours = _draw_colours(rng, count + 1)
     sizes = _draw_sizes(rng, places)
-    things = tuple(_draw_thing(rng, c, s, p, allow_held_out) for c, s, p in zip(colours, sizes, places))
+    things = tuple(_draw_thing(rng, c, s, p) for c, s, p in zip(colours, sizes, places))
     style = str(rng.choice(STYLES, p=[0.3, 0.2, 0.2, 0.12, 0.18]))
     background = Background(colours[-1], style, int(rng.integers(2**31)))
     return Scene(things, background, relation, float(rng.uniform(0, 2 * np.pi)), bool(rng.random() < 0.5))
 
 
-def scene_from_seed(seed: int, allow_held_out: bool = False) -> Scene:
+def scene_from_seed(seed: int) -> Scene:
     """The scene that belongs to a seed."""
-    return random_scene(np.random.default_rng(seed), allow_held_out)
+    return random_scene(np.random.default_rng(seed))
 
 
 def held_out_scenes(count: int, first: int = 0) -> list[Scene]:
@@ -171,9 +171,8 @@ def _fits(places: list[str], sizes: list[str]) -> bool:
     return all(np.hypot(a[0] - b[0], a[1] - b[1]) > 1.06 * (a[2] + b[2]) for a, b in pairs)
 
 
-def _draw_thing(rng: np.random.Generator, colour: str, size: str, place: str, allow_held_out: bool) -> Thing:
-    allowed = [s for s in SHAPES if allow_held_out or (colour, s) not in HELD_OUT_PAIRS]
-    shape = str(rng.choice(allowed))
+def _draw_thing(rng: np.random.Generator, colour: str, size: str, place: str) -> Thing:
+    shape = str(rng.choice([shape for shape in SHAPES if (colour, shape) not in HELD_OUT_PAIRS]))
     texture = str(rng.choice(TEXTURES, p=[0.55, 0.15, 0.15, 0.15]))
     radius = SIZES[size] * float(rng.uniform(0.94, 1.04))
     x, y = (float(c + rng.uniform(-0.015, 0.015)) for c in PLACES[place])

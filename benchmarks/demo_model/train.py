@@ -10,6 +10,7 @@ import argparse
 import copy
 import logging
 import textwrap
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from safe_dit_engine.demo.autoencoder import LATENT_CHANNELS, Autoencoder
+from safe_dit_engine.demo.autoencoder import Autoencoder
 from safe_dit_engine.demo.network import NATIVE_GRID, NextDiT, TextConfig, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
 from safe_dit_engine.demo.weights import SAMPLING, WEIGHTS_FOLDER, DemoNetworks, load_networks
@@ -73,30 +74,22 @@ class LatentPool:
     """Ring buffer of encoded scenes of one size, each used a few times. Every draw replaces its oldest `fresh` items first."""
 
     def __init__(self, size: int, plan: SizePlan, coder: Autoencoder, seed: int) -> None:
-        grid = size // 8
         self.size, self.plan, self.coder = size, plan, coder
         self.rng = np.random.default_rng([seed, size])
-        self.latents = torch.zeros(plan.capacity, LATENT_CHANNELS, grid, grid)
-        self.ids = torch.zeros(plan.capacity, TEXT_LENGTH, dtype=torch.long)
-        self.weights = torch.ones(plan.capacity, 1, grid, grid)
-        self.filled = self.drawn = 0
+        self.items: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=plan.capacity)
 
-    def _add(self) -> None:
-        scene, slot = random_scene(self.rng), self.drawn % self.plan.capacity
+    def _fresh(self) -> tuple[Tensor, Tensor, Tensor]:
+        scene = random_scene(self.rng)
         with torch.no_grad():
-            self.latents[slot] = self.coder.encode(to_tensor(scene.render(self.size))[None])[0]
-        self.ids[slot] = torch.tensor(token_ids(scene.caption))
-        self.weights[slot] = box_weights(scene, self.size // 8)
-        self.drawn += 1
-        self.filled = min(self.drawn, self.plan.capacity)
+            latent = self.coder.encode(to_tensor(scene.render(self.size))[None])[0]
+        return latent, torch.tensor(token_ids(scene.caption)), box_weights(scene, self.size // 8)
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self) -> list[Tensor]:
         """Latents (b, 16, g, g), token ids (b, rows) and loss weights (b, 1, g, g); the first call fills the buffer."""
-        missing = self.plan.capacity - self.filled
-        for _ in range(missing or self.plan.fresh):
-            self._add()
-        rows = torch.from_numpy(self.rng.integers(0, self.filled, self.plan.batch))
-        return self.latents[rows], self.ids[rows], self.weights[rows]
+        missing = self.plan.capacity - len(self.items)
+        self.items.extend(self._fresh() for _ in range(missing or self.plan.fresh))
+        picked = [self.items[index] for index in self.rng.integers(0, len(self.items), self.plan.batch)]
+        return [torch.stack(parts) for parts in zip(*picked, strict=True)]
 
 
 class Objective(nn.Module):

@@ -35,17 +35,14 @@ CAPTION = """\
 `seconds` is the median time of a call of the pipeline without its autoencoder, `seconds_over_dense` the median ratio to the dense run of
 the same prompt and seed. `rows_computed_share` counts the rows that pass the feed-forward layer of the middle block; TaylorSeer on
 attention leaves out attention alone, and computes them all. `default`: the setting that a user gets who asks for nothing else.
-FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has, so there is that default in proportion as
-well. `skipped`: why a method did not run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on
-purpose."""
+FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has. `skipped`: why a method did not
+run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose."""
 # Name, setting and what is done to the pipeline.
 Setting = tuple[str, str, Enable]
 # What a setting begins with where it is the library's own.
 DEFAULT = "default:"
 # DBCache, without and with its TaylorSeer calibrator: the order of that.
 CACHE_DITS = {"cache_dit": 0, "cache_dit_taylorseer": 1}
-# DBCache's default computes 8 blocks first, which the demo model has in all; of the 24 and more of a true model they are a third.
-IN_PROPORTION = "default, in proportion: 3 of 8 blocks first, warm-up 8, threshold 0.08"
 
 
 def unchanged(pipe: Any) -> Any:
@@ -94,11 +91,6 @@ def defaults() -> list[Method]:
     return [peer for peer in caches() if peer.default]
 
 
-def with_first_blocks(blocks: int, setting: str) -> list[Method]:
-    """DBCache's default with another number of blocks that are always computed."""
-    return [Method(name, setting, partial(cache_dit, {"Fn_compute_blocks": blocks}, order)) for name, order in CACHE_DITS.items()]
-
-
 def _cache_dits() -> Iterator[Setting]:
     for name, order in CACHE_DITS.items():
         yield name, "default: 8 blocks first, warm-up 8, threshold 0.08", partial(cache_dit, {}, order)
@@ -144,7 +136,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
 def methods() -> list[Method]:
     """Everybody but dense, which is the reference and goes without saying."""
     borrowed = [*fewer_steps(unchanged), *whole_steps_of(whole_steps), *at_our_steps(whole_steps)]
-    return [*ours(), *with_first_blocks(3, IN_PROPORTION), *caches(), *picked(borrowed, CHOSEN)]
+    return [*ours(), *caches(), *picked(borrowed, CHOSEN)]
 
 
 # The measurement

@@ -19,7 +19,7 @@ from safe_dit_engine.cli.results import environment, markdown_table
 from ..command import log, parser_of, save
 from ..measure.in_turn import Journal, OutOfMemory, Shot, Unsupported, make_in_turn
 from ..measure.methods import Method, named
-from .fidelity import CACHE_DITS, defaults, ours, unchanged, with_first_blocks
+from .fidelity import defaults, ours, unchanged
 from .models import LUMINA_NEXT, MODELS, SpeedModel, Subject, subject_of
 from .speed_figures import BASELINES, Row, figures_of, plot
 from .speed_meter import Sample, release, sample
@@ -45,8 +45,8 @@ follows from its residuals, and those of random weights are not those of a train
 is to dense is measured on a trained model: `diffusers-fidelity`.
 Memory in 10^9 bytes, weights included{resident}."""
 SMALL_CAPTION = """\
-Scaled down: the published architectures with fewer and narrower blocks, {sizes} px. `cache_dit` computes its first 8 blocks in every step:
-here, the same share of the blocks, one at least."""
+Scaled down: the published architectures with fewer and narrower blocks, {sizes} px. `cache_dit` at its default computes 8 blocks in every
+step, more than these have."""
 NO_GPU = "On a GPU, in true sizes: not measured."
 
 
@@ -67,21 +67,9 @@ class Cell:
         return int(self.resolution.partition("x")[0])
 
 
-def methods_of(model: SpeedModel, small: bool) -> list[Method]:
+def methods_of() -> list[Method]:
     """Both baselines, ours, and every peer at its default."""
-    peers = defaults()
-    if small:
-        # cache-dit's first blocks are cut down with the blocks, or nothing would be left to be cached.
-        blocks = depth_of(model.scaled_down())
-        first = max(1, round(8 * blocks / depth_of(model)))
-        setting = f"default, scaled: {first} of {blocks} blocks first, warm-up 8, threshold 0.08"
-        peers = with_first_blocks(first, setting) + [peer for peer in peers if peer.name not in CACHE_DITS]
-    return [Method("dense", "as shipped", unchanged), *ours(), *peers]
-
-
-def depth_of(model: SpeedModel) -> int:
-    """Blocks of a model, refiners apart."""
-    return sum(int(model.config.get(key, 0)) for key in ("num_layers", "num_single_layers", "n_layers"))
+    return [Method("dense", "as shipped", unchanged), *ours(), *defaults()]
 
 
 # The command
@@ -97,8 +85,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = parser_of(NAME, __doc__, "the same architectures scaled down, float32, 768 px", "of weights, prompts and noise")
     parser.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--models", type=models_of, default=list(MODELS), help=f"of {','.join(MODELS)}")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=[], help="only these, and both baselines")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
+    parser.add_argument("--methods", nargs="+", default=[], help="only these, and both baselines")
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="edges in pixels; multiples of 16")
     parser.add_argument("--steps", type=int, help="instead of each model's usual number")
     parser.add_argument("--rounds", type=int, help="pictures of each method; 3, with `--small` 2 of Lumina-Next and 1 of the others")
@@ -106,14 +94,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.sizes = arguments.sizes or (SMALL_SIZES if arguments.small else SIZES)
     return arguments
-
-
-def models_of(text: str) -> list[str]:
-    """Names of models with commas between them."""
-    missing = [name for name in text.split(",") if name not in MODELS]
-    if missing:
-        raise argparse.ArgumentTypeError(f"`{missing[0]}` is no model; give some of {', '.join(MODELS)}, with commas between them.")
-    return text.split(",")
 
 
 def run(arguments: argparse.Namespace) -> list[Row]:
@@ -140,7 +120,7 @@ def measured(model: SpeedModel, arguments: argparse.Namespace, journal: Journal)
     """The rows of each cell of a model, the small ones first. It is built once a picture is missing."""
     small, device, seed = arguments.small, arguments.device, arguments.seed
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    methods = named(methods_of(model, small), [*arguments.methods, *BASELINES] if arguments.methods else [])
+    methods = named(methods_of(), [*arguments.methods, *BASELINES] if arguments.methods else [])
     usual = 3 if not small else 2 if model is LUMINA_NEXT else 1
     # A round is one picture of every method.
     rounds = [Shot((), (number,)) for number in range(arguments.rounds or usual)]

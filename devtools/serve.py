@@ -1,4 +1,4 @@
-"""`python -m benchmarks serve`: ComfyUI with this pack on a throw-away folder, opened in the browser."""
+"""`dev.py serve`: ComfyUI with this pack on a throw-away folder, opened in the browser. Runs in the environment, which has torch."""
 from __future__ import annotations
 
 import argparse
@@ -10,9 +10,7 @@ import urllib.parse
 import webbrowser
 from collections.abc import Sequence
 
-import torch
-
-from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer, ServerError
+from .server import PACK_NAME, PACK_ROOT, ComfyServer, ServerError
 
 WORKFLOWS = PACK_ROOT / "workflows"
 
@@ -53,6 +51,8 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C."""
+    import torch  # not at the top: whatever else lies here runs before there is an environment
+
     options, rest = parse(argv)
     # Told to stop is as good as Ctrl-C: the server must not live on without us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -68,3 +68,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say("Stopped.")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
