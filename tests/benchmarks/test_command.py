@@ -46,8 +46,8 @@ def test_common_options() -> None:
 
 
 def test_figures_are_rounded_to_what_they_are_worth() -> None:
-    found = rounded({"seconds": 1.23456, "psnr_db": 41.23456, "psnr_db_each": [40.126, math.inf], "bytes": 123456789, "rows": [{"share": 0.0123456}]})
-    assert found == {"seconds": 1.235, "psnr_db": 41.23, "psnr_db_each": [40.13, None], "bytes": 123456789, "rows": [{"share": 0.01235}]}
+    exact = {"seconds": 1.23456, "psnr_db": 41.23456, "psnr_db_each": [40.126, math.inf], "bytes": 1234567, "rows": [{"x": 0.0123456}]}
+    assert rounded(exact) == {"seconds": 1.235, "psnr_db": 41.23, "psnr_db_each": [40.13, None], "bytes": 1234567, "rows": [{"x": 0.01235}]}
 
 
 def test_a_row_is_a_line(tmp_path: Path) -> None:
