@@ -74,12 +74,12 @@ class Showcase:
         self.pictures: dict[str, dict[int, np.ndarray]] = {}
 
     def measure(self, cell: Cell, shots: Sequence[Shot]) -> list[dict[str, Any]]:
-        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time (rounded up, in the rival's favour)."""
+        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time: rounded up, in the rival's favour, but fewer."""
         warm_up, journal = Journal(), Journal()
         before = [Shot(tuple(held_out_scenes(1, FIRST_SCENE - 1)), (seed,)) for seed in range(WARM_UP_ROUNDS)]
         make_in_turn(self.sample, judge, self._methods, cell, before, warm_up)
         shares = [record["seconds_over_dense"] for record in warm_up.records(self._methods[1], cell, before[1:])]
-        steps = min(cell.steps, math.ceil(statistics.median(shares) * cell.steps))
+        steps = min(cell.steps - 1, math.ceil(statistics.median(shares) * cell.steps))
         methods = [*self._methods, Method("fewer_steps", "in the time of safe_core", self._plain, steps / cell.steps)]
         make_in_turn(self.sample, judge, methods, cell, shots, journal)
         rows = []
