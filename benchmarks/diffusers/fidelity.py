@@ -129,7 +129,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         "warm-up 4, 1 of 2, x1.0", "60% early, x0.6", "60% early, last, x0.6",
     ),
     "whole_steps_taylor": (),
-    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name in PRESETS),
+    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name, values in PRESETS.items() if values.skipped_steps),
 }  # fmt: skip
 
 
