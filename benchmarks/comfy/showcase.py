@@ -74,7 +74,7 @@ class Showcase:
         self.pictures: dict[str, dict[int, np.ndarray]] = {}
 
     def measure(self, cell: Cell, shots: Sequence[Shot]) -> list[dict[str, Any]]:
-        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time: rounded up, in the rival's favour, but fewer."""
+        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time: rounded up, for the rival, but fewer."""
         warm_up, journal = Journal(), Journal()
         before = [Shot(tuple(held_out_scenes(1, FIRST_SCENE - 1)), (seed,)) for seed in range(WARM_UP_ROUNDS)]
         make_in_turn(self.sample, judge, self._methods, cell, before, warm_up)
