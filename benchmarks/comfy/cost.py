@@ -7,24 +7,27 @@ counted), relative to dense. The same figure for other models, in `diffusers`: `
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from safe_dit_engine.cli.results import environment, markdown_table
+from safe_dit_engine.report import StepRecord
 from safe_dit_engine.steps.plan import ScheduleConfig, StepKind
 from safe_dit_engine.tokens.partition import PartitionConfig
 
 from ..command import log, parser_of, save
 from ..demo_model.scenes import held_out_scenes
-from ..measure.in_turn import Cell, Shot
+from ..measure.in_turn import Cell, Journal, Record, Shot, make_in_turn
 from ..measure.methods import Method
 from .bench import NODE, Bench
-from .fidelity import configured, unchanged
+from .fidelity import DENSE, configured
 from .in_process import import_comfyui
 
 NAME = "cost"
@@ -35,6 +38,13 @@ COLUMNS = (
     "model", "resolution", "image_tokens", "keep_ratio", "rows_computed_share", "dense_seconds", "selective_over_dense", "cost_over_share",
     "refresh_over_dense", "warmup_over_dense",
 )  # fmt: skip
+
+
+class Timed(NamedTuple):
+    """Seconds of each model evaluation of a run, and what the pack reports of each."""
+
+    seconds: list[float]
+    records: Sequence[StepRecord]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,23 +63,15 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(bench: Bench, size: int, keep: float, rounds: int, seed: int) -> dict[str, Any]:
     """One row: the kinds of step at `size` pixels, relative to dense."""
-    from safe_dit_engine.hosts.comfy.reports import finished_report
-
     schedule = ScheduleConfig(refresh_interval=INTERVAL)
-    ours = configured(partition=PartitionConfig(keep_ratio=keep, warmup_steps=WARMUP), schedule=schedule)
-    cell, shot = Cell(size, STEPS, "euler"), Shot(tuple(held_out_scenes(1)), (seed,))
+    change = configured(partition=PartitionConfig(keep_ratio=keep, warmup_steps=WARMUP), schedule=schedule)
+    ours, cell, journal = Method("ours", f"keep {keep}", change), Cell(size, STEPS, "euler"), Journal()
+    shots = [Shot(tuple(held_out_scenes(1)), (seed + number,)) for number in range(rounds)]
+    make_in_turn(partial(evaluations, bench), judge, [DENSE, ours], cell, shots, journal, warm_up=cell)
     ratios: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
-    of_dense = []
-    for number in range(rounds + 1):
-        dense = evaluations(bench, Method("dense", "", unchanged), cell, shot)
-        seconds = evaluations(bench, Method("ours", "", ours), cell, shot)
-        records = finished_report(NODE).evaluations
-        # The first round warms up. The machine may slow down for minutes at a time, and the first evaluation of a run takes longer than
-        # others: so a step is compared with the same step of the dense run of its round.
-        for a, b, record in zip(seconds, dense, records, strict=True) if number else ():
-            ratios[record.kind].append(a / b)
-        of_dense += dense if number else []
-    share = next(record.rows_active / record.rows_total for record in records if record.kind is StepKind.SELECTIVE)
+    for kind, ratio in itertools.chain(*(record["over_dense"] for record in journal.records(ours, cell, shots))):
+        ratios[kind].append(ratio)
+    share = journal.records(ours, cell, shots)[0]["share"]
     over = {kind: statistics.median(found) for kind, found in ratios.items() if found}
     return {
         "model": "demo",
@@ -77,7 +79,7 @@ def measure(bench: Bench, size: int, keep: float, rounds: int, seed: int) -> dic
         "image_tokens": (size // 16) ** 2,
         "keep_ratio": keep,
         "rows_computed_share": share,
-        "dense_seconds": statistics.median(of_dense),
+        "dense_seconds": statistics.median(itertools.chain(*(record["seconds"] for record in journal.records(DENSE, cell, shots)))),
         "selective_over_dense": over[StepKind.SELECTIVE],
         "cost_over_share": over[StepKind.SELECTIVE] / share,
         "refresh_over_dense": over[StepKind.REFRESH],
@@ -85,9 +87,22 @@ def measure(bench: Bench, size: int, keep: float, rounds: int, seed: int) -> dic
     }
 
 
-def evaluations(bench: Bench, method: Method, cell: Cell, shot: Shot) -> list[float]:
-    """Seconds of each model evaluation of a run."""
+def judge(made: Timed, reference: Callable[[], Timed], shot: Shot) -> Record:
+    """Each step beside the same step of the dense run of its round.
+
+    The machine may slow down for minutes at a time, and the first evaluation of a run takes longer than others.
+    """
+    kinds = [record.kind for record in made.records]
+    shares = [record.rows_active / record.rows_total for record in made.records if record.kind is StepKind.SELECTIVE]
+    ratios = [a / b for a, b in zip(made.seconds, reference().seconds, strict=True)]
+    return {"seconds": made.seconds, "over_dense": list(zip(kinds, ratios)), "share": max(shares, default=None)}
+
+
+def evaluations(bench: Bench, method: Method, cell: Cell, shot: Shot) -> Timed:
+    """A run by a method."""
     from comfy.patcher_extension import WrappersMP
+
+    from safe_dit_engine.hosts.comfy.reports import finished_report
 
     seconds: list[float] = []
 
@@ -106,4 +121,4 @@ def evaluations(bench: Bench, method: Method, cell: Cell, shot: Shot) -> list[fl
         return method.change(outer)
 
     bench.sample(Method(method.name, method.setting, clocked), cell, shot)
-    return seconds
+    return Timed(seconds, [] if method is DENSE else finished_report(NODE).evaluations)

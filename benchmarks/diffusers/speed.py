@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 
@@ -130,17 +129,13 @@ def measured(model: SpeedModel, arguments: argparse.Namespace, journal: Journal)
         side = min(WARM_UP_SIZE, size)
         refused = make_in_turn(make, judge, methods, cell, rounds, journal, replace(cell, resolution=f"{side}x{side}"))
         samples = {method: journal.records(method, cell, rounds) for method in methods}
-        yield [row_of(cell, method, samples) | {"skipped": refused.get(method)} for method in methods]
+        figures = {method: figures_of(samples[method], samples, cell.steps) | {"skipped": refused.get(method)} for method in methods}
+        yield [{**asdict(cell), **method.described(), **figures[method]} for method in methods]
 
 
 def judge(found: Sample, reference: Callable[[], Sample], number: Shot) -> Row:
     """All that was measured of a picture is kept; dense pictures are its neighbours in the journal."""
     return asdict(found)
-
-
-def row_of(cell: Cell, method: Method, samples: dict[Method, list[dict[str, Any]]]) -> Row:
-    """What the pictures of a method come to."""
-    return {**asdict(cell), **method.described(), **figures_of(samples[method], samples, cell.steps)}
 
 
 def attempt(subject: Callable[[], Subject | None], method: Method, cell: Cell, number: Shot) -> Sample:
