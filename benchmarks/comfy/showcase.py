@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from devtools.server import PACK_ROOT, ComfyServer, RunResult
 from safe_dit_engine.cli.results import environment, markdown_table
 
-from ..command import log, parser_of, save
+from ..command import log, parser_of, rounded, save
 from ..demo_model.scenes import held_out_scenes
 from ..measure.closeness import judge, row_of
 from ..measure.in_turn import Cell, Journal, Sample, Shot, make_in_turn
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         showcase, cell = Showcase(server), Cell(size, arguments.steps, "euler")
         rows = showcase.measure(cell, shots)
         version = server.get_json("/system_stats")["system"]["comfyui_version"]
-    table = markdown_table(rows, COLUMNS)
+    table = markdown_table(rounded(rows), COLUMNS)
     save(arguments.out, "report", {"environment": environment(arguments.device, comfyui=version), "rows": rows}, table)
     save_pictures(arguments.out, showcase.pictures, shots)
     log.info("%s\nPictures, sheet.png and report.json are in %s", table, arguments.out)
