@@ -2,35 +2,39 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
-TOOLS = {
-    "backbones": ".backbones",
-    "masktax": ".masktax",
-    "study": ".study.study",
-    "train": ".demo_model.train",
-    "distil": ".demo_model.distil",
-    "showcase": ".comfy.showcase",
-    "cost": ".comfy.cost",
-    "fidelity": ".comfy.fidelity",
-    "samplers": ".comfy.samplers",
-    "few-steps": ".comfy.few_steps",
-    "serve": ".comfy.serve",
-    "diffusers-fidelity": ".diffusers.fidelity",
-    "schedulers": ".diffusers.schedulers",
-    "speed": ".diffusers.speed",
+from .command import log
+
+# Module and function of each.
+BENCHES = {
+    "backbones": ".backbones:main",
+    "cost": ".comfy.cost:main",
+    "distil": ".demo_model.distil:main",
+    "diffusers-fidelity": ".diffusers.fidelity:main",
+    "few-steps": ".comfy.samplers:few_steps",
+    "fidelity": ".comfy.fidelity:main",
+    "masktax": ".masktax:main",
+    "samplers": ".comfy.samplers:main",
+    "showcase": ".comfy.showcase:main",
+    "speed": ".diffusers.speed:main",
+    "study": ".study.study:main",
+    "train": ".demo_model.train:main",
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the tool that `argv[0]` names; its exit code."""
-    if not argv or argv[0] not in TOOLS:
-        given = f"`{argv[0]}` is not a tool" if argv else "no tool was named"
-        sys.stderr.write(f"benchmarks: {given}; use one of {', '.join(TOOLS)}.\n")
+    """Run the bench that `argv[0]` names; its exit code."""
+    if not argv or argv[0] not in BENCHES:
+        given = f"`{argv[0]}` is no bench" if argv else "no bench was named"
+        sys.stderr.write(f"benchmarks: {given}; use one of {', '.join(BENCHES)}.\n")
         return 2
-    tool = importlib.import_module(TOOLS[argv[0]], __package__)
-    return int(tool.main(list(argv[1:])) or 0)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    module, function = BENCHES[argv[0]].split(":")
+    return int(getattr(importlib.import_module(module, __package__), function)(list(argv[1:])))
 
 
 if __name__ == "__main__":

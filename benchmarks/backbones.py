@@ -7,18 +7,16 @@ bfloat16 for one cond and one picture, or one frame of a video's latent.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safe_dit_engine.backbones import BACKBONES, LEFT_DENSE, Backbone, Extras, Layout
-from safe_dit_engine.cli.results import environment, markdown_table, save
+from safe_dit_engine.cli.results import environment, markdown_table
 
-log = logging.getLogger("safe_dit.bench")
+from .command import log, parser_of, save
 
 NAME = "backbones"
 DIFFERENCES = Path(__file__).with_name("subset_differences.json")
@@ -97,13 +95,8 @@ PUBLISHED = (
 
 def main(argv: Sequence[str]) -> int:
     """Print the tables, write JSON and Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks backbones", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output") / NAME)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="changes nothing: nothing runs")
-    parser.add_argument("--small", action="store_true", help="changes nothing")
-    parser.add_argument("--seed", type=int, default=0, help="changes nothing")
+    parser = parser_of(NAME, __doc__, "changes nothing: nothing runs", "changes nothing")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = [*(family_row(backbone) for backbone in BACKBONES), *dense_rows()]
     save(arguments.out, NAME, {"environment": environment(arguments.device), "rows": rows}, tables())
     log.info(tables())

@@ -1,15 +1,14 @@
 """What a mask costs attention that does not need it: `python -m benchmarks masktax --out DIR`.
 
 Every way to write the same attention runs in turn, so that a slow moment of the machine hits all of them: without a mask, with masks that
-change nothing, with key padding, FlexAttention, and ours (`safe_dit_engine.attention.sdpa`) given the very same masks. Outputs are compared
-before anything is timed. Writes `masktax.json` (a row a method and one `summary` row a cell), `masktax.md` and `masktax.png`.
+change nothing, with key padding, and ours (`safe_dit_engine.masks.sdpa`) given the very same masks. Outputs are compared before anything is
+timed. Writes `masktax.json` (a row a method and one `summary` row a cell), `masktax.md` and `masktax.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import math
 import statistics
 import time
@@ -24,16 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from safe_dit_engine.cli.results import Row, environment, markdown_table, save
+from safe_dit_engine.cli.results import Row, environment, markdown_table
 from safe_dit_engine.hosts.comfy.attention import AttentionOverride
 from safe_dit_engine.masks.ledger import MaskLedger
 from safe_dit_engine.masks.sdpa import kernel_of, sdpa
 
-log = logging.getLogger("safe_dit.bench")
+from .command import log, panels, parser_of, save
 
 Call = Callable[[], Tensor]
-Flex = Callable[[Tensor, Tensor, Tensor, Tensor], Call]
 Times = dict[str, list[float]]
+Rows = list[dict[str, Any]]
 
 NAME = "masktax"
 SUMMARY = "summary"
@@ -53,25 +52,22 @@ RATIOS = {
     "padded_over_ours": ("key_padding", "ours_padding"),
     "ours_padding_over_trimmed": ("ours_padding", "mask_free_trimmed"),
     "override_idle_over_direct": ("override_idle", "override_direct"),
-    "flex_over_mask_free": ("flex", "mask_free"),
     # The same work twice: how far from one a ratio is that should be one.
     "direct_over_mask_free": ("override_direct", "mask_free"),
 }
 CELL = ("tokens", "head_dim", "dtype")
-COLUMNS = (*CELL, "method", "seconds", "over_mask_free", "kernel", "cuda_kernel", "peak_bytes", "max_diff", "rounds", "skipped")
-SUMMARY_COLUMNS = (*CELL, *RATIOS, "paper", "skipped")
+COLUMNS = (*CELL, "method", "seconds", "over_mask_free", "kernel", "peak_bytes", "max_diff", "rounds")
+SUMMARY_COLUMNS = (*CELL, *RATIOS, "skipped")
 CAPTION = """\
-Ratios of time: the median over rounds of the ratio within a round. `masked_over_ours` is the mask tax that is saved; `paper` is what the
-paper measured of it on its own GPU, not on this machine. `direct_over_mask_free` is the same work twice: its distance from 1 is what the
-noise of this run does to a ratio."""
+Ratios of time: the median over rounds of the ratio within a round. `masked_over_ours` is the mask tax that is saved.
+`direct_over_mask_free` is the same work twice: its distance from 1 is what the noise of this run does to a ratio."""
 METHODS_CAPTION = """\
 `redundant_bool`: an all-True mask `[1, 1, 1, N]` as models build it, an expanded view of `[B, heads, N, N]` that is not written out.
 `additive_zeros`: zeros `[1, 1, 1, N]`, not expanded. `key_padding`: boolean, the last eighth of the keys masked, expanded as well.
 `mask_free_trimmed`: no mask, and only the other keys. `ours_*`: `sdpa` on the same masks; the verdict on a mask is made once, before the
-clock starts. `flex`: FlexAttention compiled, its block mask made from the all-True mask before the clock starts. `override_idle`: a plain
-function through the override that ComfyUI calls, with nothing to do; `override_direct`: the same function without it. `seconds`: median of
-one call. `kernel`: what torch chooses for the tensors that reach it; `cuda_kernel`: the longest kernel that the profiler saw. `peak_bytes`:
-what one call allocates, known on a GPU only. `max_diff`: largest difference to the masked call, as a share of its largest value."""
+clock starts. `override_idle`: a plain function through the override that ComfyUI calls, with nothing to do; `override_direct`: the same
+function without it. `seconds`: median of one call. `kernel`: what torch chooses for the tensors that reach it. `peak_bytes`: what one call
+allocates, known on a GPU only. `max_diff`: largest difference to the masked call, as a share of its largest value."""
 
 
 @dataclass(frozen=True)
@@ -101,27 +97,24 @@ class Cell:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print the summary, write JSON, Markdown and plot."""
+    """Measure every cell in turn, write what is there after each, log the summary."""
     arguments = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
-    log.info(summary_table(run(arguments)))
+    machine, rows = environment(arguments.device), Rows()
+    for dtype, head_dim, tokens in itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens):
+        rows += measure(Cell(tokens, head_dim, dtype, arguments.heads, arguments.device), arguments)
+        publish(arguments.out, machine, rows)
+    log.info(summary_table(rows))
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks masktax", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output") / NAME)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--small", action="store_true", help="1,024 and 4,096 tokens, head dims 64 and 72, one dtype")
-    parser.add_argument("--seed", type=int, default=0, help="of queries, keys and values")
+    parser = parser_of(NAME, __doc__, "1,024 and 4,096 tokens, head dims 64 and 72, one dtype", "of queries, keys and values")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 72, 80, 128])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=25, help="at most; fewer where calls are long")
     parser.add_argument("--mask-gib", type=float, help="leave out cells whose mask, written out, would be larger")
-    parser.add_argument("--without", nargs="+", choices=["flex"], default=[])
     arguments = parser.parse_args(argv)
     arguments.dtypes = DTYPES[arguments.device]
     if arguments.mask_gib is None:
@@ -131,86 +124,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every cell in turn; what is there so far is published after each."""
-    machine = environment(arguments.device)
-    rows: list[dict[str, Any]] = []
-    for dtype, head_dim, tokens in itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens):
-        rows += measure(Cell(tokens, head_dim, dtype, arguments.heads, arguments.device), arguments)
-        publish(arguments.out, machine, rows)
-    return rows
-
-
 # One cell
 
 
-def compiled_flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Call:
-    """FlexAttention with a boolean mask of keys `[..., N]` as its mask function."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    # Each cell is compiled for its own shape, however many came before.
-    torch._dynamo.reset()
-    kept, tokens = mask[0, 0, 0], q.shape[-2]
-    block_mask = create_block_mask(lambda b, h, query, key: kept[key], None, None, tokens, tokens, device=q.device.type)
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def call() -> Tensor:
-        out: Tensor = compiled(q, k, v, block_mask=block_mask)
-        return out
-
-    return call
-
-
-def measure(
-    cell: Cell, arguments: argparse.Namespace, ours: Callable[..., Tensor] = sdpa, flex: Flex = compiled_flex
-) -> list[dict[str, Any]]:
-    """The rows of one cell, its summary last; only that where the cell is left out.
-
-    `ours` has the signature of `sdpa`; `flex` makes the call from queries, keys, values and a mask.
-    """
+def measure(cell: Cell, arguments: argparse.Namespace, ours: Callable[..., Tensor] = sdpa) -> Rows:
+    """The rows of one cell, its summary last; only that where the cell is left out. `ours` has the signature of `sdpa`."""
     if cell.mask_gib() > arguments.mask_gib:
-        reason = f"the mask would take {cell.mask_gib():.3g} GiB, more than {arguments.mask_gib:.3g}"
-        return [_summary(cell, {}, reason)]
+        return rows_of(cell, {}, {}, f"the mask would take {cell.mask_gib():.3g} GiB, more than {arguments.mask_gib:.3g}")
     # Not inference mode: its tensors do not say when they are written to, so that a verdict on them lasts one call.
     with torch.no_grad():
-        q, k, v = cell.tensors(arguments.seed)
-        redundant, padding = _masks(cell)
-        calls = _calls(q, k, v, redundant, padding, ours)
+        calls = _calls(cell, arguments.seed, ours)
         found = _facts_of(calls, cell)
-        if "flex" not in arguments.without:
-            _add_flex(lambda: flex(q, k, v, redundant), calls, found, cell)
-        times = timings(calls, cell.device, arguments.rounds)
-    return [_row(cell, name, {**found[name], **_figures(name, times)}) for name in found] + [_summary(cell, times, None)]
+        return rows_of(cell, found, timings(calls, cell.device, arguments.rounds))
 
 
-def _masks(cell: Cell) -> tuple[Tensor, Tensor]:
-    """Boolean masks `[1, heads, N, N]` that share their rows: all True, and without the last eighth of the keys."""
-    redundant = torch.ones(1, 1, 1, cell.tokens, dtype=torch.bool, device=cell.device)
-    padding = redundant.clone()
-    padding[..., _kept_keys(cell.tokens) :] = False
-    shape = (1, cell.heads, cell.tokens, cell.tokens)
-    return redundant.expand(shape), padding.expand(shape)
+def _calls(cell: Cell, seed: int, ours: Callable[..., Tensor]) -> dict[str, Call]:
+    """Everything that is timed; calls whose ratio should be one have none with a large mask between them.
 
-
-def _kept_keys(tokens: int) -> int:
-    return tokens - tokens // 8
-
-
-def _calls(q: Tensor, k: Tensor, v: Tensor, redundant: Tensor, padding: Tensor, ours: Callable[..., Tensor]) -> dict[str, Call]:
-    """Everything that is timed, but for FlexAttention; those whose ratio should be one have no call with a large mask between them."""
-    plain, kept, heads = F.scaled_dot_product_attention, _kept_keys(k.shape[-2]), q.shape[1]
-    zeros = torch.zeros(redundant.shape[-1], dtype=q.dtype, device=q.device).view(1, 1, 1, -1)
-    override = AttentionOverride(MaskLedger(), None, None)
+    The boolean masks `[1, heads, N, N]` share their rows: all True, and without the last eighth of the keys.
+    """
+    (q, k, v), kept = cell.tensors(seed), cell.tokens - cell.tokens // 8
+    keys = torch.ones(1, 1, 1, cell.tokens, dtype=torch.bool, device=cell.device)
+    redundant, padding = (m.expand(1, cell.heads, cell.tokens, cell.tokens) for m in (keys, keys.clone()))
+    padding[0, 0, 0, kept:] = False
+    plain, override = F.scaled_dot_product_attention, AttentionOverride(MaskLedger(), None, None)
     return {
         "redundant_bool": partial(plain, q, k, v, attn_mask=redundant),
         "ours_redundant": partial(ours, q, k, v, redundant, ledger=MaskLedger()),
         "mask_free": partial(plain, q, k, v),
-        "override_direct": partial(_attention, q, k, v, heads, mask=None, skip_reshape=True),
-        "override_idle": partial(override, _attention, q, k, v, heads, mask=None, skip_reshape=True),
+        "override_direct": partial(_attention, q, k, v, cell.heads, mask=None, skip_reshape=True),
+        "override_idle": partial(override, _attention, q, k, v, cell.heads, mask=None, skip_reshape=True),
         "mask_free_trimmed": partial(plain, q, k[:, :, :kept], v[:, :, :kept]),
         "ours_padding": partial(ours, q, k, v, padding, ledger=MaskLedger()),
         "key_padding": partial(plain, q, k, v, attn_mask=padding),
-        "additive_zeros": partial(plain, q, k, v, attn_mask=zeros),
+        "additive_zeros": partial(plain, q, k, v, attn_mask=torch.zeros_like(keys, dtype=q.dtype)),
     }
 
 
@@ -236,64 +183,30 @@ class _Watch(TorchFunctionMode):
 
 def _facts_of(calls: Mapping[str, Call], cell: Cell) -> dict[str, dict[str, Any]]:
     """Difference, kernel and memory of every call; raises where an output is wrong."""
-    expected = {True: calls["key_padding"](), False: calls["redundant_bool"]()}
+    masked, padded = calls["redundant_bool"]().double(), calls["key_padding"]().double()
     found = {}
     for name, call in calls.items():
-        watch = _Watch()
-        with watch:
-            difference = _difference(name, call(), expected[name in PADDED])
-        found[name] = {"max_diff": difference, "kernel": ", ".join(dict.fromkeys(watch.kernels)), **_seen_on(cell.device, call)}
+        expected = padded if name in PADDED else masked
+        with _Watch() as watch:
+            out = call()
+        off = float((out.double() - expected).abs().max() / expected.abs().max())
+        if not off <= TOLERANCE[cell.dtype]:
+            raise RuntimeError(f"the output of `{name}` must equal that of the masked call; it is off by {off:.2g} of the largest value")
+        kernels = ", ".join(dict.fromkeys(watch.kernels))
+        found[name] = {"max_diff": off, "kernel": kernels, "peak_bytes": _peak_bytes(cell.device, call)}
     return found
 
 
-def _difference(name: str, out: Tensor, expected: Tensor) -> float:
-    difference = float((out.double() - expected.double()).abs().max() / expected.double().abs().max())
-    if not difference <= TOLERANCE[expected.dtype]:
-        raise RuntimeError(f"the output of `{name}` must equal that of the masked call; it is off by {difference:.2g} of the largest value")
-    return difference
-
-
-def _add_flex(make: Callable[[], Call], calls: dict[str, Call], found: dict[str, dict[str, Any]], cell: Cell) -> None:
-    """FlexAttention and its facts, or why it has no figure here: no compiler, a head dim it does not take, a wrong output."""
-    try:
-        call = make()
-        difference = _difference("flex", call(), calls["redundant_bool"]())
-    # All that compilers raise is a RuntimeError; an ImportError comes from a torch without FlexAttention.
-    except (RuntimeError, ValueError, ImportError) as error:
-        found["flex"] = {"skipped": f"not available: {_short(error)}"}
-        return
-    calls["flex"], found["flex"] = call, {"max_diff": difference, "kernel": "flex", **_seen_on(cell.device, call)}
-
-
-def _short(error: Exception) -> str:
-    """An error in one line: compilers say what they were doing first, and what went wrong after it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join([f"{type(error).__name__}:", *lines[:2]])[:160].replace("|", "/")
-
-
-def _seen_on(device: str, call: Call) -> dict[str, Any]:
-    """What only a GPU tells: the longest kernel of a call, and the most that was allocated during it."""
+def _peak_bytes(device: str, call: Call) -> int | None:
+    """The most that was allocated during a call, on a GPU."""
     if device != "cuda":
-        return {"cuda_kernel": None, "peak_bytes": None}
+        return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
-    return {"peak_bytes": torch.cuda.max_memory_allocated() - before, "cuda_kernel": _longest_kernel(call)}
-
-
-def _longest_kernel(call: Call) -> str | None:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        call()
-        torch.cuda.synchronize()
-    events = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
-    if not events:
-        return None
-    name = str(max(events, key=lambda event: event.self_device_time_total).key)
-    return name.removeprefix("void ").split("<")[0].split("(")[0]
+    return torch.cuda.max_memory_allocated() - before
 
 
 # Time
@@ -314,22 +227,17 @@ def timings(calls: Mapping[str, Call], device: str, rounds: int) -> Times:
 
 
 def _seconds(call: Call, device: str, repeats: int) -> float:
-    if device == "cuda":
-        return _cuda_seconds(call, repeats)
-    started = time.perf_counter()
+    """Of one call; samples are so long that waiting for a GPU at their ends does not show."""
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    started = now()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - started) / repeats
-
-
-def _cuda_seconds(call: Call, repeats: int) -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(repeats):
-        call()
-    last.record()
-    torch.cuda.synchronize()
-    return float(first.elapsed_time(last)) / 1000 / repeats
+    return (now() - started) / repeats
 
 
 # Rows
@@ -342,30 +250,15 @@ def ratio(times: Times, above: str, below: str) -> float | None:
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
 
-def _figures(name: str, times: Times) -> dict[str, Any]:
-    if name not in times:
-        return {}
-    return {"seconds": statistics.median(times[name]), "over_mask_free": ratio(times, name, "mask_free"), "rounds": len(times[name])}
-
-
-def _row(cell: Cell, method: str, known: Row) -> dict[str, Any]:
+def rows_of(cell: Cell, found: Mapping[str, Row], times: Times, skipped: str | None = None) -> Rows:
+    """A row a method, and the summary last."""
     described = cell.described()
-    return {**described, **{key: known.get(key) for key in COLUMNS if key not in described}, "method": method}
-
-
-def _summary(cell: Cell, times: Times, skipped: str | None) -> dict[str, Any]:
+    rows = []
+    for name, facts in found.items():
+        figures = {"seconds": statistics.median(times[name]), "over_mask_free": ratio(times, name, "mask_free"), "rounds": len(times[name])}
+        rows.append({**described, "method": name, **figures, **facts})
     ratios = {name: ratio(times, *pair) for name, pair in RATIOS.items()}
-    return {**cell.described(), "method": SUMMARY, **ratios, "paper": paper_figure(cell.tokens, cell.head_dim), "skipped": skipped}
-
-
-def paper_figure(tokens: int, head_dim: int) -> str | None:
-    """The paper's masked over mask-free time at a size, where it gives one."""
-    figure = None
-    if tokens == 1024:
-        figure = "2.8 to 3.5x"
-    elif 2048 <= tokens <= 4096:
-        figure = {64: "5.6 to 5.9x", 72: "5.6 to 5.9x", 80: "5.6 to 5.9x", 128: "4.5x"}.get(head_dim)
-    return figure and f"{figure} (the paper's, another GPU)"
+    return [*rows, {**described, "method": SUMMARY, **ratios, "skipped": skipped}]
 
 
 def summary_table(rows: Sequence[Row]) -> str:
@@ -382,41 +275,16 @@ def publish(folder: Path, machine: Row, rows: Sequence[Row]) -> None:
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Masked over ours against the number of tokens and, where memory is known, what a call allocates."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    known = [row for row in rows if row.get("peak_bytes") is not None]
-    figure, panels = pyplot.subplots(1, 2 if known else 1, figsize=(14 if known else 7, 5.5), squeeze=False)
-    summaries = [row for row in rows if row.get("masked_over_ours") is not None]
-    _lines(panels[0][0], summaries, "masked_over_ours", "-", "")
-    panels[0][0].axhline(1.0, color="black", linewidth=0.8)
-    panels[0][0].set(ylabel="time with an all-True mask / ours")
-    if known:
-        for method, style in (("redundant_bool", "-"), ("ours_redundant", "--")):
-            _lines(panels[0][1], [row for row in known if row["method"] == method], "peak_bytes", style, f", {method}")
-        panels[0][1].set(ylabel="bytes allocated by one call", yscale="log")
-    for panel in panels[0]:
-        _finish(panel, sorted({row["tokens"] for row in rows}))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _lines(panel: Any, rows: Sequence[Row], value: str, style: str, suffix: str) -> None:
-    """One line for every head dim and dtype."""
-    kinds = sorted({(row["head_dim"], row["dtype"]) for row in rows})
-    for index, (head_dim, dtype) in enumerate(kinds):
-        points = sorted((row["tokens"], row[value]) for row in rows if (row["head_dim"], row["dtype"]) == (head_dim, dtype))
-        panel.plot(*zip(*points), style, marker="o", color=f"C{index}", label=f"head dim {head_dim}, {dtype}{suffix}")
-
-
-def _finish(panel: Any, tokens: Sequence[int]) -> None:
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(tokens, [f"{count:,}" for count in tokens])
-    panel.set_xlabel("tokens")
-    panel.grid(alpha=0.3)
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=8)
+    """Masked over ours against the number of tokens, one line for every head dim and dtype."""
+    known = [row for row in rows if row.get("masked_over_ours") is not None]
+    with panels(path, 1, 1, 7, 5.5) as axes:
+        panel = axes[0, 0]
+        for kind in sorted({(row["head_dim"], row["dtype"]) for row in known}):
+            points = sorted((row["tokens"], row["masked_over_ours"]) for row in known if (row["head_dim"], row["dtype"]) == kind)
+            panel.plot(*zip(*points), marker="o", label="head dim {}, {}".format(*kind))
+        panel.axhline(1.0, color="black", linewidth=0.8)
+        panel.set_xscale("log", base=2)
+        panel.set(xlabel="tokens", ylabel="time with an all-True mask / ours")
+        panel.grid(alpha=0.3)
+        if known:
+            panel.legend(fontsize=8)

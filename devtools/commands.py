@@ -83,7 +83,7 @@ def command_demo(args: Sequence[str]) -> int:
 
 def command_serve(args: Sequence[str]) -> int:
     """`serve`: ComfyUI with the pack, in the browser."""
-    return hand_over(setup(), ["-m", "benchmarks", "serve", *args])
+    return hand_over(setup(), ["-m", "devtools.serve", *args])
 
 
 def command_run(args: Sequence[str]) -> int:

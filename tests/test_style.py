@@ -147,9 +147,8 @@ def test_classes_are_small(path: Path) -> None:
     assert [node.name for node in classes if int(node.end_lineno or 0) - node.lineno + 1 > 200] == []
 
 
-# Benches and tests that were longer than a file should be when the rule was made: none may be added, and what is no longer long goes.
+# Tests that were longer than a file should be when the rule was made: none may be added, and what is no longer long goes.
 LONG = {
-    "benchmarks/demo_model/train.py", "benchmarks/diffusers/caches.py", "benchmarks/masktax.py", "benchmarks/study/study.py",
     "tests/cli/test_generate.py", "tests/comfy/test_joint_attention.py", "tests/comfy/test_masks_in_models.py",
     "tests/comfy/test_promises.py", "tests/diffusers/test_calls.py", "tests/diffusers/test_host.py", "tests/masks/test_masks.py",
 }  # fmt: skip

@@ -1,140 +1,124 @@
-"""What a selective step costs beside a dense one, in real ComfyUI: `python -m benchmarks cost --out DIR`.
+"""What a selective step costs beside a dense one, on the demo model in real ComfyUI: `python -m benchmarks cost --out DIR`.
 
-On the demo model, and on Flux and SD3 with random weights, small.
-
-One model call with cond and uncond in a batch, dense, selective, anchor and warm-up in turn, so that a slow moment of the machine hits
-all of them. `cost_over_share` is the promise: the time of a selective step over its share of rows (text rows counted), relative to dense.
+A dense run and one with selective steps in turn, so that a slow moment of the machine hits both; each model evaluation, cond and uncond in
+a batch, is timed from outside the pack. `cost_over_share` is the promise: the time of a selective step over its share of rows (text rows
+counted), relative to dense. The same figure for other models, in `diffusers`: `speed`, `selective_cost_over_share`.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from safe_dit_engine.cli.results import environment, markdown_table, save
+from safe_dit_engine.cli.results import environment, markdown_table
+from safe_dit_engine.report import StepRecord
+from safe_dit_engine.steps.plan import ScheduleConfig, StepKind
+from safe_dit_engine.tokens.partition import PartitionConfig
 
+from ..command import log, parser_of, save
+from ..demo_model.scenes import held_out_scenes
+from ..measure.in_turn import Cell, Journal, Record, Shot, make_in_turn
+from ..measure.methods import Method
+from .bench import NODE, Bench
+from .fidelity import DENSE, configured
 from .in_process import import_comfyui
-from .random_models import Subject, random_subject
 
-log = logging.getLogger("safe_dit")
-
-# Sigmas told to the run: its first step is warm-up, then two selective ones, then an anchor.
-WARMUP, SELECTIVE, ANCHOR = 1.0, 0.9, 0.7
-SIGMAS = [1.0, 0.9, 0.8, 0.7, 0.0]
+NAME = "cost"
+KEEP_RATIOS = (0.5, 0.25, 0.1)
+# One warm-up step, then two selective ones before each refresh.
+STEPS, INTERVAL, WARMUP = 6, 3, 1
 COLUMNS = (
     "model", "resolution", "image_tokens", "keep_ratio", "rows_computed_share", "dense_seconds", "selective_over_dense", "cost_over_share",
     "refresh_over_dense", "warmup_over_dense",
 )  # fmt: skip
 
 
+class Timed(NamedTuple):
+    """Seconds of each model evaluation of a run, and what the pack reports of each."""
+
+    seconds: list[float]
+    records: Sequence[StepRecord]
+
+
 def main(argv: Sequence[str]) -> int:
-    """Measure, print the table, write JSON and Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks cost", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output/cost"))
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--small", action="store_true", help="the demo model at 1,024 image tokens only")
-    parser.add_argument("--rounds", type=int, default=15)
+    """Measure, log the table, write JSON and Markdown."""
+    parser = parser_of(NAME, __doc__, "1,024 image tokens only")
+    parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     import_comfyui(arguments.device)
-    cells = [("demo", 512), *([] if arguments.small else [("demo", 768), ("flux", 768), ("sd3", 768)])]
-    with torch.inference_mode():
-        rows = [measure(name, size, keep, arguments.rounds) for name, size in cells for keep in (0.5, 0.25, 0.1)]
+    bench, sizes = Bench(arguments.device), (512,) if arguments.small else (512, 768)
+    rows = [measure(bench, size, keep, arguments.rounds, arguments.seed) for size in sizes for keep in KEEP_RATIOS]
     table = markdown_table(rows, COLUMNS)
-    save(arguments.out, "cost", {"environment": environment(arguments.device), "rows": rows}, table)
+    save(arguments.out, NAME, {"environment": environment(arguments.device), "rows": rows}, table)
     log.info(table)
     return 0
 
 
-def measure(name: str, size: int, keep: float, rounds: int) -> dict[str, Any]:
+def measure(bench: Bench, size: int, keep: float, rounds: int, seed: int) -> dict[str, Any]:
     """One row: the kinds of step at `size` pixels, relative to dense."""
-    evaluate, dense, share = _calls(_demo() if name == "demo" else random_subject(name), size, keep)
-    for sigma in (WARMUP, SELECTIVE):
-        evaluate(sigma)
-    kinds: dict[str, Callable[[], object]] = {
-        "dense": dense,
-        "selective": lambda: evaluate(SELECTIVE),
-        "refresh": lambda: evaluate(ANCHOR),
-        "warmup": lambda: evaluate(WARMUP),
-    }
-    dense()
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(rounds):
-        for kind, call in kinds.items():
-            times[kind].append(_seconds(call))
-    # The machine may slow down for minutes at a time: compare neighbours of one round, then take the median of the rounds.
-    ratios = {kind: statistics.median(a / b for a, b in zip(found, times["dense"], strict=True)) for kind, found in times.items()}
+    schedule = ScheduleConfig(refresh_interval=INTERVAL)
+    change = configured(partition=PartitionConfig(keep_ratio=keep, warmup_steps=WARMUP), schedule=schedule)
+    ours, cell, journal = Method("ours", f"keep {keep}", change), Cell(size, STEPS, "euler"), Journal()
+    shots = [Shot(tuple(held_out_scenes(1)), (seed + number,)) for number in range(rounds)]
+    make_in_turn(partial(evaluations, bench), judge, [DENSE, ours], cell, shots, journal, warm_up=cell)
+    ratios: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
+    for kind, ratio in itertools.chain(*(record["over_dense"] for record in journal.records(ours, cell, shots))):
+        ratios[kind].append(ratio)
+    share = journal.records(ours, cell, shots)[0]["share"]
+    over = {kind: statistics.median(found) for kind, found in ratios.items() if found}
     return {
-        "model": name,
+        "model": "demo",
         "resolution": f"{size}x{size}",
         "image_tokens": (size // 16) ** 2,
         "keep_ratio": keep,
-        "rows_computed_share": share(),
-        "dense_seconds": statistics.median(times["dense"]),
-        "selective_over_dense": ratios["selective"],
-        "cost_over_share": ratios["selective"] / share(),
-        "refresh_over_dense": ratios["refresh"],
-        "warmup_over_dense": ratios["warmup"],
+        "rows_computed_share": share,
+        "dense_seconds": statistics.median(itertools.chain(*(record["seconds"] for record in journal.records(DENSE, cell, shots)))),
+        "selective_over_dense": over[StepKind.SELECTIVE],
+        "cost_over_share": over[StepKind.SELECTIVE] / share,
+        "refresh_over_dense": over[StepKind.REFRESH],
+        "warmup_over_dense": over[StepKind.WARMUP],
     }
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+def judge(made: Timed, reference: Callable[[], Timed], shot: Shot) -> Record:
+    """Each step beside the same step of the dense run of its round.
+
+    The machine may slow down for minutes at a time, and the first evaluation of a run takes longer than others.
+    """
+    kinds = [record.kind for record in made.records]
+    shares = [record.rows_active / record.rows_total for record in made.records if record.kind is StepKind.SELECTIVE]
+    ratios = [a / b for a, b in zip(made.seconds, reference().seconds, strict=True)]
+    return {"seconds": made.seconds, "over_dense": list(zip(kinds, ratios)), "share": max(shares, default=None)}
 
 
-def _demo() -> Subject:
-    from comfy.model_management import load_models_gpu
+def evaluations(bench: Bench, method: Method, cell: Cell, shot: Shot) -> Timed:
+    """A run by a method."""
+    from comfy.patcher_extension import WrappersMP
 
-    from safe_dit_engine.hosts.comfy.demo import load_demo
+    from safe_dit_engine.hosts.comfy.reports import finished_report
 
-    model, clip, _ = load_demo()
-    load_models_gpu([model])
-    prompts = ["a large red circle at the left and a small blue star at the right on a green striped background", ""]
-    text = torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts]).to(model.load_device)
-    return Subject("demo", model, 16, text, {"num_tokens": text.shape[1]})
+    seconds: list[float] = []
 
+    def clock(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        started = time.perf_counter()
+        prediction = executor(*args, **kwargs)
+        if prediction.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        return prediction
 
-def _calls(subject: Subject, size: int, keep: float) -> tuple[Callable[[float], None], Callable[[], None], Callable[[], float]]:
-    """A tracked model call at a step of the run, the plain model call, and the share of rows of the last selective one."""
-    from safe_dit_engine.hosts.comfy import wrappers as host
-    from safe_dit_engine.hosts.comfy.sampling import Sampling
-    from safe_dit_engine.presets import SafeConfig
-    from safe_dit_engine.run import Run
-    from safe_dit_engine.steps.plan import ScheduleConfig
-    from safe_dit_engine.tokens.partition import PartitionConfig
+    def clocked(model: Any) -> Any:
+        # Before the pack's own wrapper, so that what the pack does is inside of it.
+        outer = model.clone()
+        outer.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "safe_dit_bench_clock", clock)
+        return method.change(outer)
 
-    base, device = subject.patcher.model, subject.patcher.load_device
-    latent = torch.randn(2, subject.channels, size // 8, size // 8, device=device)
-    time_step = torch.full((2,), 0.7, device=device)
-    config = SafeConfig(partition=PartitionConfig(keep_ratio=keep, warmup_steps=1), schedule=ScheduleConfig(3))
-    run = Run(config, base.diffusion_model, SIGMAS, (1, *latent.shape[1:]), (0, len(SIGMAS) - 1))
-    sampling = Sampling(run)
-
-    wrappers = dict(subject.patcher.wrappers.get("apply_model", {}))
-
-    def call(options: dict[str, Any], wrapped: dict[str, Any]) -> None:
-        options = {**options, "wrappers": {"apply_model": {**wrappers, **wrapped}}, "uuids": ["a", "b"], "cond_or_uncond": [0, 1]}
-        base.apply_model(latent, time_step, c_crossattn=subject.text, transformer_options=options, **subject.arguments)
-
-    def evaluate(sigma: float) -> None:
-        evaluation = run.evaluate(sigma)
-        evaluation.begin_batch(frozenset([0]))
-        call({host.RUN: sampling}, {host.KEY: [host.apply_model]})
-        evaluation.end()
-
-    def share() -> float:
-        last = next(record for record in reversed(run.report.evaluations) if not record.kind.full)
-        return last.rows_active / last.rows_total
-
-    return evaluate, lambda: call({}, {}), share
+    bench.sample(Method(method.name, method.setting, clocked), cell, shot)
+    return Timed(seconds, [] if method is DENSE else finished_report(NODE).evaluations)

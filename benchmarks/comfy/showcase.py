@@ -1,18 +1,16 @@
 """The demo: both shipped workflows through a real ComfyUI server, dense and accelerated: `python -m benchmarks showcase`.
 
-Four runs of each prompt, interleaved in one server after a warm-up: dense; SAFE-Core (quickstart, default preset); SAFE+SW (four nodes);
+Four runs of each prompt, in turn in one server after a warm-up: dense; SAFE-Core (quickstart, default preset); SAFE+SW (four nodes);
 and the simple rival, dense with as many steps as fit into SAFE-Core's time. Pictures are compared with the dense one of the same seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import logging
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,122 +18,109 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from devtools.server import PACK_ROOT, ComfyServer, RunResult
-from safe_dit_engine.cli.results import environment, markdown_table, psnr_db, save, ssim
+from safe_dit_engine.cli.results import environment, markdown_table
 
-from ..demo_model.oracle import oracle_score
-from ..demo_model.scenes import Scene, held_out_scenes
-from ..measure.closeness import objects_psnr
+from ..command import log, parser_of, rounded, save
+from ..demo_model.scenes import held_out_scenes
+from ..measure.closeness import judge, row_of
+from ..measure.in_turn import Cell, Journal, Sample, Shot, make_in_turn
+from ..measure.methods import Method
 from .workflows import Prompt, bypassed, changed, feeding, find, load_prompt
 
-log = logging.getLogger("safe_dit")
-
-NAMES = ("dense", "safe_core", "safe_sw", "fewer_steps")
-TITLES = {"dense": "dense", "safe_core": "SAFE-Core", "safe_sw": "SAFE+SW", "fewer_steps": "fewer steps"}
-COLUMNS = ("name", "steps", "sampling_seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score")
+COLUMNS = (
+    "method", "setting", "steps", "seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score",
+)  # fmt: skip
+TITLES = ("dense", "safe core", "safe sw", "fewer steps", "token map")
 FIRST_SCENE = 1000  # apart from the scenes other benches look at
-TILE = 256
-
-
-@dataclass
-class Method:
-    """One of the four runs: its prompt, the nodes to read, and what was seen."""
-
-    name: str
-    prompt: Prompt
-    sampler: str
-    steps: int
-    seconds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    pictures: list[np.ndarray] = field(default_factory=list)
+WARM_UP_ROUNDS = 3
+TILE, LINE = 256, 18
 
 
 def main(argv: Sequence[str]) -> int:
     """Run, write pictures, sheet and report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks showcase", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("output/demo"))
+    parser = parser_of("showcase", __doc__, "2 prompts, 256 px")
+    parser.set_defaults(out=Path("output/demo"))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    scenes = held_out_scenes(arguments.prompts, FIRST_SCENE)
+    count, size = (2, 256) if arguments.small else (arguments.prompts, arguments.size)
+    shots = [Shot((scene,), (arguments.seed + number,)) for number, scene in enumerate(held_out_scenes(count, FIRST_SCENE))]
     # ComfyUI's default attention on the CPU is slower and would flatter us.
-    with ComfyServer(extra_args=["--use-pytorch-cross-attention"]) as server:
-        log.info("ComfyUI is up; %d prompts at %d x %d, %d steps.", len(scenes), arguments.size, arguments.size, arguments.steps)
-        methods, maps = sample_all(server, scenes, arguments.size, arguments.steps)
+    with ComfyServer(cpu=arguments.device == "cpu", extra_args=["--use-pytorch-cross-attention"]) as server:
+        log.info("ComfyUI is up; %d prompts at %d x %d, %d steps.", count, size, size, arguments.steps)
+        showcase, cell = Showcase(server), Cell(size, arguments.steps, "euler")
+        rows = showcase.measure(cell, shots)
         version = server.get_json("/system_stats")["system"]["comfyui_version"]
-    runs = [summary(method, methods[0], scenes) for method in methods]
-    result = {"environment": environment(comfyui=version), "resolution": [arguments.size] * 2, "prompts": len(scenes), "runs": runs}
-    table = markdown_table(runs, COLUMNS)
-    save(arguments.out, "report", result, table)
-    save_pictures(arguments.out, methods, maps, scenes)
+    table = markdown_table(rounded(rows), COLUMNS)
+    save(arguments.out, "report", {"environment": environment(arguments.device, comfyui=version), "rows": rows}, table)
+    save_pictures(arguments.out, showcase.pictures, shots)
     log.info("%s\nPictures, sheet.png and report.json are in %s", table, arguments.out)
     return 0
 
 
-def sample_all(server: ComfyServer, scenes: list[Scene], size: int, steps: int) -> tuple[list[Method], list[np.ndarray]]:
-    """All runs of all prompts, and the token maps of SAFE-Core."""
-    methods = make_methods(server, size, steps)
-    warm_up(server, methods)
-    maps = []
-    for seed, scene in enumerate(scenes):
+class Showcase:
+    """A server, the shipped workflows as methods whose change makes a prompt of a cell and a shot, and the pictures by column and seed."""
+
+    def __init__(self, server: ComfyServer) -> None:
+        self._server = server
+        info = server.get_json("/object_info")
+        quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
+        self._plain = partial(asked, bypassed(quick, find(quick, "SafeDitAccelerate")))
+        self._methods = [
+            Method("dense", "all steps", self._plain),
+            Method("safe_core", "quickstart", partial(asked, quick)),
+            Method("safe_sw", "four nodes", partial(asked, four)),
+        ]
+        self.pictures: dict[str, dict[int, np.ndarray]] = {title: {} for title in TITLES}
+
+    def measure(self, cell: Cell, shots: Sequence[Shot]) -> list[dict[str, Any]]:
+        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time: rounded up, for the rival, but fewer."""
+        warm_up, journal = Journal(), Journal()
+        before = [Shot(tuple(held_out_scenes(1, FIRST_SCENE - 1)), (seed,)) for seed in range(WARM_UP_ROUNDS)]
+        make_in_turn(self.sample, judge, self._methods, cell, before, warm_up)
+        shares = [record["seconds_over_dense"] for record in warm_up.records(self._methods[1], cell, before[1:])]
+        steps = min(cell.steps - 1, math.ceil(statistics.median(shares) * cell.steps))
+        methods = [*self._methods, Method("fewer_steps", "in the time of safe_core", self._plain, steps / cell.steps)]
+        make_in_turn(self.sample, judge, methods, cell, shots, journal)
+        rows = []
         for method in methods:
-            result = run_once(server, method, scene.caption, seed)
-            if method.name == "safe_core":
-                maps.append(picture_of(server, result, find(method.prompt, "PreviewImage")))
-        log.info("%d of %d: %s", seed + 1, len(scenes), scene.caption)
-    return methods, maps
+            found = row_of(journal.records(method, cell, shots), compared=True)
+            counts = {"steps": method.steps(cell.steps), "prompts": len(shots), "speedup": 1 / found["seconds_over_dense"]}
+            rows.append({**cell.described(), **method.described(), **counts, **found})
+        return rows
+
+    def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
+        """A caption through the server."""
+        prompt, sampler = method.change((cell, method.steps(cell.steps), shot))
+        result = self._server.run(prompt)
+        steps = float(method.steps(cell.steps))
+        if records := result.output(find(prompt, "SafeDitReport")).get("safe_dit"):
+            steps *= float((records[0] or {}).get("rows_computed_share", 1.0))
+        if method.name == "safe_sw":
+            # The other workflow leaves out whole steps, and has no map.
+            self._keep("token map", shot, picture_of(self._server, result, find(prompt, "PreviewImage")))
+        picture = picture_of(self._server, result, find(prompt, "SaveImage"))
+        self._keep(method.name.replace("_", " "), shot, picture)
+        return Sample(picture[None], result.node_seconds[sampler], steps, None)
+
+    def _keep(self, title: str, shot: Shot, picture: np.ndarray) -> None:
+        self.pictures[title][shot.seeds[0]] = picture
 
 
-def make_methods(server: ComfyServer, size: int, steps: int) -> list[Method]:
-    """The four runs, from the shipped workflow files."""
-    info = server.get_json("/object_info")
-    quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
-    sampler, scheduler = find(quick, "KSampler"), find(four, "BasicScheduler")
-    size_of = {"width": size, "height": size, "batch_size": 1}
-    quick = changed(quick, {find(quick, "EmptySD3LatentImage"): size_of, sampler: {"steps": steps}})
-    four = changed(four, {find(four, "EmptySD3LatentImage"): size_of, scheduler: {"steps": steps}})
-    dense = bypassed(quick, find(quick, "SafeDitAccelerate"))
-    return [
-        Method("dense", dense, sampler, steps),
-        Method("safe_core", quick, sampler, steps),
-        Method("safe_sw", four, find(four, "SamplerCustomAdvanced"), steps),
-        Method("fewer_steps", dense, sampler, steps),
-    ]
-
-
-def warm_up(server: ComfyServer, methods: list[Method], rounds: int = 3) -> None:
-    """Load everything, and find the number of dense steps that fits into SAFE-Core's time (rounded up, in the rival's favour)."""
-    dense, core, _, fewer = methods
-    caption = held_out_scenes(1, FIRST_SCENE - 1)[0].caption
-    for seed in range(rounds):
-        for method in methods[:3]:
-            run_once(server, method, caption, seed)
-    share = statistics.median(core.seconds[1:]) / statistics.median(dense.seconds[1:])
-    fewer.steps = min(dense.steps, math.ceil(share * dense.steps))
-    fewer.prompt = changed(dense.prompt, {dense.sampler: {"steps": fewer.steps}})
-    for method in methods:
-        method.seconds, method.shares, method.pictures = [], [], []
-
-
-def run_once(server: ComfyServer, method: Method, caption: str, seed: int) -> RunResult:
-    """One prompt through the server; notes seconds, share of rows and the picture."""
-    result = server.run(with_caption(method, caption, seed))
-    method.seconds.append(result.node_seconds[method.sampler])
-    records = result.output(find(method.prompt, "SafeDitReport")).get("safe_dit", [])
-    method.shares.append(float(records[0]["rows_computed_share"]) if records and records[0] else 1.0)
-    method.pictures.append(picture_of(server, result, find(method.prompt, "SaveImage")))
-    return result
-
-
-def with_caption(method: Method, caption: str, seed: int) -> Prompt:
-    """The method's prompt for a caption and a seed."""
-    prompt, sampler = method.prompt, method.sampler
-    if prompt[sampler]["class_type"] == "KSampler":
-        positive = feeding(prompt, sampler, "positive")
-        return changed(prompt, {positive: {"text": caption}, sampler: {"seed": seed}})
-    guider, noise = feeding(prompt, sampler, "guider"), feeding(prompt, sampler, "noise")
-    return changed(prompt, {feeding(prompt, guider, "positive"): {"text": caption}, noise: {"noise_seed": seed}})
+def asked(prompt: Prompt, wanted: tuple[Cell, int, Shot]) -> tuple[Prompt, str]:
+    """The prompt with a size, a number of steps, a caption and a seed; and the id of its sampler."""
+    cell, steps, shot = wanted
+    size = {"width": cell.size, "height": cell.size, "batch_size": 1}
+    if any(node["class_type"] == "KSampler" for node in prompt.values()):
+        reader = sampler = find(prompt, "KSampler")
+        own = {sampler: {"seed": shot.seeds[0], "steps": steps}}
+    else:
+        sampler = find(prompt, "SamplerCustomAdvanced")
+        reader, noise = feeding(prompt, sampler, "guider"), feeding(prompt, sampler, "noise")
+        own = {noise: {"noise_seed": shot.seeds[0]}, find(prompt, "BasicScheduler"): {"steps": steps}}
+    text = {feeding(prompt, reader, "positive"): {"text": shot.captions[0]}}
+    return changed(prompt, {find(prompt, "EmptySD3LatentImage"): size, **text, **own}), sampler
 
 
 def picture_of(server: ComfyServer, result: RunResult, node_id: str) -> np.ndarray:
@@ -145,36 +130,15 @@ def picture_of(server: ComfyServer, result: RunResult, node_id: str) -> np.ndarr
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32) / 255.0
 
 
-def summary(method: Method, dense: Method, scenes: list[Scene]) -> dict[str, Any]:
-    """One row of the report: medians of time, means of the rest."""
-    pairs = list(zip(method.pictures, dense.pictures, strict=True))
-    reference = method is dense
-    judged = [oracle_score(picture, scene) for picture, scene in zip(method.pictures, scenes, strict=True)]
-    inside = [objects_psnr(picture, target, scene) for (picture, target), scene in zip(pairs, scenes, strict=True)]
-    return {
-        "name": method.name,
-        "steps": method.steps,
-        "sampling_seconds": statistics.median(method.seconds),
-        "speedup": statistics.median(dense.seconds) / statistics.median(method.seconds),
-        "rows_computed_share": statistics.mean(method.shares) * method.steps / dense.steps,
-        "psnr_db": None if reference else statistics.mean(psnr_db(*pair) for pair in pairs),
-        "psnr_db_objects": None if reference else statistics.mean(inside),
-        "ssim": 1.0 if reference else statistics.mean(ssim(*pair) for pair in pairs),
-        "oracle_score": statistics.mean(judged),
-    }
-
-
-def save_pictures(folder: Path, methods: list[Method], maps: list[np.ndarray], scenes: list[Scene]) -> None:
-    """Every picture on its own, and all side by side with the token map."""
-    columns = [(TITLES[method.name], method.pictures) for method in methods] + [("token map", maps)]
-    sheet = Image.new("RGB", (TILE * len(columns), (TILE + 18) * len(scenes) + 18), "white")
+def save_pictures(folder: Path, pictures: dict[str, dict[int, np.ndarray]], shots: Sequence[Shot]) -> None:
+    """Every picture on its own, and all side by side."""
+    sheet = Image.new("RGB", (TILE * len(TITLES), (TILE + LINE) * len(shots) + LINE), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (title, pictures) in enumerate(columns):
+    for column, title in enumerate(TITLES):
         draw.text((column * TILE + 4, 3), title, fill="black")
-        for row, picture in enumerate(pictures):
-            tile = Image.fromarray((picture * 255).round().astype(np.uint8))
-            tile.save(folder / f"{row + 1:02d}-{title.lower().replace(' ', '-').replace('+', '-')}.png")
-            sheet.paste(tile.resize((TILE, TILE)), (column * TILE, 18 + row * (TILE + 18)))
-    for row, scene in enumerate(scenes):
-        draw.text((4, 18 + row * (TILE + 18) + TILE + 3), scene.caption, fill="black")
+        for row, shot in enumerate(shots):
+            tile = Image.fromarray((pictures[title][shot.seeds[0]] * 255).round().astype(np.uint8))
+            tile.save(folder / f"{row + 1:02d}-{title.replace(' ', '-')}.png")
+            sheet.paste(tile.resize((TILE, TILE)), (column * TILE, LINE + row * (TILE + LINE)))
+            draw.text((4, LINE + row * (TILE + LINE) + TILE + 3), shot.captions[0], fill="black")
     sheet.save(folder / "sheet.png")

@@ -23,7 +23,7 @@ from safe_dit_engine.demo.network import NextDiT
 from safe_dit_engine.demo.sampling import caption_ids, sigma_schedule
 from safe_dit_engine.demo.weights import SAMPLING, WEIGHTS_FOLDER, DemoNetworks, load_networks
 
-from .save import save_lora
+from .autoencoder import save_weights
 from .scenes import random_scene
 
 log = logging.getLogger("safe_dit.demo")
@@ -118,7 +118,7 @@ class Student:
     """A LoRA for `steps` steps at CFG 1, in training for `seconds`."""
 
     def __init__(self, steps: int, folder: Path, seconds: float) -> None:
-        self.steps, self.networks, self._file = steps, load_networks(WEIGHTS_FOLDER), folder / f"demo_lora_{steps}_steps.safetensors"
+        self.steps, self.networks, self._folder = steps, load_networks(WEIGHTS_FOLDER), folder
         for module in (self.networks.dit, self.networks.text):
             module.requires_grad_(False)
         self.lora = add_lora(self.networks.dit, RANK)
@@ -157,7 +157,8 @@ class Student:
         state = {key: averaged[id(value)] for key, value in lora_state(self.lora).items()}
         teacher = {"teacher_steps": TEACHER_STEPS, "teacher_cfg": SAMPLING["cfg"]}
         training = {"busy_minutes": round(minutes, 1), "steps": self.trained, **teacher}
-        save_lora(state, {"sampling": {**SAMPLING, "steps": self.steps, "cfg": 1.0}, "training": training}, self._file)
+        fields = {"sampling": {**SAMPLING, "steps": self.steps, "cfg": 1.0}, "training": training}
+        save_weights(f"lora_{self.steps}_steps", state, fields, torch.bfloat16, self._folder)
 
 
 def distil(minutes: float, folder: Path, seed: int) -> None:

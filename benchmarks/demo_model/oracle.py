@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from safe_dit_engine.demo.words import COLOURS, SHAPES
 
@@ -23,8 +25,7 @@ AREA_RANGE = (0.3, 3.0)  # found area over the asked one
 _LEVELS = np.linspace(-0.95, 0.95, 9)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What holds for one thing. Shape and position can only be right where the colour was found."""
 
     colour: bool
@@ -75,10 +76,9 @@ def judge(picture: np.ndarray, scene: Scene) -> list[Verdict]:
 
 def judge_pictures(pictures: Sequence[np.ndarray] | np.ndarray, scenes: Sequence[Scene]) -> Rates:
     """Rates over all things of all pictures, (n, h, w, 3)."""
-    verdicts = [v for picture, scene in zip(pictures, scenes, strict=True) for v in judge(picture, scene)]
-    table = np.array([(v.colour, v.shape, v.position) for v in verdicts], float)
+    table = np.array([verdict for picture, scene in zip(pictures, scenes, strict=True) for verdict in judge(picture, scene)], float)
     colour, shape, position = table.mean(axis=0).tolist()
-    return Rates(colour, shape, position, float(table.all(axis=1).mean()), len(verdicts))
+    return Rates(colour, shape, position, float(table.all(axis=1).mean()), len(table))
 
 
 def oracle_score(picture: np.ndarray, scene: Scene) -> float:
@@ -112,25 +112,8 @@ def read_shape(patch: Patch) -> str:
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest 4-connected part of a boolean mask."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        grown = labels.copy()
-        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-            np.maximum(grown, _shifted(labels, axis, step), out=grown)
-        grown = np.where(mask, grown, 0)
-        if np.array_equal(grown, labels):
-            break
-        labels = grown
-    counts = np.bincount(labels.ravel())
-    counts[0] = 0
-    return (labels == counts.argmax()) & mask
-
-
-def _shifted(labels: np.ndarray, axis: int, step: int) -> np.ndarray:
-    moved = np.roll(labels, step, axis)
-    edge = 0 if step > 0 else -1
-    moved[(edge, slice(None)) if axis == 0 else (slice(None), edge)] = 0
-    return moved
+    labels, count = ndimage.label(mask)
+    return np.asarray(labels == np.bincount(labels.ravel())[1:].argmax() + 1) if count else mask
 
 
 def _placed(scene: Scene, patches: list[Patch | None]) -> list[bool]:
@@ -140,14 +123,14 @@ def _placed(scene: Scene, patches: list[Patch | None]) -> list[bool]:
     if first is None or second is None:
         return [False, False]
     across, down = second.x - first.x, second.y - first.y
-    reach = {"left of": across, "right of": -across, "above": down, "below": -down}[scene.relation]
-    sideways = abs(down) if scene.relation in ("left of", "right of") else abs(across)
-    return [bool(reach > 0.15 and reach > sideways)] * 2
+    ways = {"left of": (across, down), "right of": (-across, down), "above": (down, across), "below": (-down, across)}
+    reach, sideways = ways[scene.relation]
+    return [bool(reach > 0.15 and reach > abs(sideways))] * 2
 
 
 def _near(patch: Patch, place: str) -> bool:
     x, y = PLACES[place]
-    return bool(abs(patch.x - x) < PLACE_TOLERANCE and abs(patch.y - y) < PLACE_TOLERANCE)
+    return max(abs(patch.x - x), abs(patch.y - y)) < PLACE_TOLERANCE
 
 
 def _overlap(patch: Patch, shape: str) -> float:

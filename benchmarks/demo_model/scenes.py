@@ -6,6 +6,7 @@ picture at any square size, and where its things are. Coordinates run from 0 to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,19 +14,10 @@ import numpy as np
 from safe_dit_engine.demo.words import COLOURS, SHAPES, STYLES, TEXTURES
 
 PALETTE: dict[str, tuple[float, float, float]] = {
-    "red": (0.86, 0.12, 0.12),
-    "orange": (0.97, 0.52, 0.08),
-    "yellow": (0.97, 0.87, 0.15),
-    "green": (0.16, 0.62, 0.22),
-    "cyan": (0.15, 0.80, 0.83),
-    "blue": (0.14, 0.27, 0.85),
-    "purple": (0.53, 0.18, 0.72),
-    "pink": (0.97, 0.52, 0.74),
-    "brown": (0.45, 0.27, 0.13),
-    "black": (0.06, 0.06, 0.07),
-    "white": (0.96, 0.96, 0.96),
-    "grey": (0.52, 0.52, 0.54),
-}
+    "red": (0.86, 0.12, 0.12), "orange": (0.97, 0.52, 0.08), "yellow": (0.97, 0.87, 0.15), "green": (0.16, 0.62, 0.22),
+    "cyan": (0.15, 0.80, 0.83), "blue": (0.14, 0.27, 0.85), "purple": (0.53, 0.18, 0.72), "pink": (0.97, 0.52, 0.74),
+    "brown": (0.45, 0.27, 0.13), "black": (0.06, 0.06, 0.07), "white": (0.96, 0.96, 0.96), "grey": (0.52, 0.52, 0.54),
+}  # fmt: skip
 SIZES = {"small": 0.125, "medium": 0.175, "large": 0.23}
 PLACES: dict[str, tuple[float, float]] = {
     "top left": (0.24, 0.24), "top": (0.5, 0.24), "top right": (0.76, 0.24),
@@ -40,7 +32,7 @@ CONFUSABLE = frozenset(frozenset(pair) for pair in (
     ("white", "grey"), ("black", "grey"), ("black", "brown"), ("red", "orange"), ("orange", "brown"), ("red", "brown"),
     ("purple", "pink"),
 ))
-# Every third colour lacks two shapes in training, so that new combinations can be asked for afterwards.
+# Every third colour lacks two shapes in training, so that a caption can ask for a new combination.
 HELD_OUT_PAIRS = frozenset((colour, SHAPES[(3 * i + k) % 8]) for i, colour in enumerate(COLOURS) if i % 3 == 0 for k in (1, 5))
 EVALUATION_SEED = 2**40  # training seeds stay below, held-out scenes start here
 
@@ -64,9 +56,7 @@ class Thing:
     def phrase(self, terse: bool) -> str:
         """The noun phrase without a place, for example `a small striped red ring`."""
         size = "" if terse and self.size == "medium" else self.size
-        texture = "" if self.texture == "plain" else self.texture
-        words = " ".join(w for w in (size, texture, self.colour, self.shape) if w)
-        return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+        return _noun(size, "" if self.texture == "plain" else self.texture, self.colour, self.shape)
 
 
 @dataclass(frozen=True)
@@ -79,9 +69,12 @@ class Background:
 
     def phrase(self, terse: bool) -> str:
         """For example `a checkered blue background`."""
-        style = "" if terse and self.style == "plain" else self.style
-        words = " ".join(w for w in (style, self.colour, "background") if w)
-        return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+        return _noun("" if terse and self.style == "plain" else self.style, self.colour, "background")
+
+
+def _noun(*parts: str) -> str:
+    words = " ".join(part for part in parts if part)
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 @dataclass(frozen=True)
@@ -118,22 +111,22 @@ class Scene:
         return picture
 
 
-def random_scene(rng: np.random.Generator, allow_held_out: bool = False) -> Scene:
-    """Draw a scene. Colour and shape pairs in `HELD_OUT_PAIRS` appear only if `allow_held_out`."""
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene, without the colour and shape pairs in `HELD_OUT_PAIRS`."""
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.37, 0.18]))
     relation = str(rng.choice(list(RELATIONS))) if count == 2 and rng.random() < 0.6 else None
     places = list(RELATIONS[relation]) if relation else [str(p) for p in rng.choice(list(PLACES), count, replace=False)]
     colours = _draw_colours(rng, count + 1)
     sizes = _draw_sizes(rng, places)
-    things = tuple(_draw_thing(rng, c, s, p, allow_held_out) for c, s, p in zip(colours, sizes, places))
+    things = tuple(_draw_thing(rng, c, s, p) for c, s, p in zip(colours, sizes, places))
     style = str(rng.choice(STYLES, p=[0.3, 0.2, 0.2, 0.12, 0.18]))
     background = Background(colours[-1], style, int(rng.integers(2**31)))
     return Scene(things, background, relation, float(rng.uniform(0, 2 * np.pi)), bool(rng.random() < 0.5))
 
 
-def scene_from_seed(seed: int, allow_held_out: bool = False) -> Scene:
+def scene_from_seed(seed: int) -> Scene:
     """The scene that belongs to a seed."""
-    return random_scene(np.random.default_rng(seed), allow_held_out)
+    return random_scene(np.random.default_rng(seed))
 
 
 def held_out_scenes(count: int, first: int = 0) -> list[Scene]:
@@ -178,9 +171,8 @@ def _fits(places: list[str], sizes: list[str]) -> bool:
     return all(np.hypot(a[0] - b[0], a[1] - b[1]) > 1.06 * (a[2] + b[2]) for a, b in pairs)
 
 
-def _draw_thing(rng: np.random.Generator, colour: str, size: str, place: str, allow_held_out: bool) -> Thing:
-    allowed = [s for s in SHAPES if allow_held_out or (colour, s) not in HELD_OUT_PAIRS]
-    shape = str(rng.choice(allowed))
+def _draw_thing(rng: np.random.Generator, colour: str, size: str, place: str) -> Thing:
+    shape = str(rng.choice([shape for shape in SHAPES if (colour, shape) not in HELD_OUT_PAIRS]))
     texture = str(rng.choice(TEXTURES, p=[0.55, 0.15, 0.15, 0.15]))
     radius = SIZES[size] * float(rng.uniform(0.94, 1.04))
     x, y = (float(c + rng.uniform(-0.015, 0.015)) for c in PLACES[place])
@@ -207,35 +199,26 @@ def _paint_background(background: Background, size: int) -> np.ndarray:
     return np.ascontiguousarray(tone(background.colour, np.broadcast_to(level, (size, size))))
 
 
-def _plain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, along: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    return 0.15 * along
-
-
-def _gradient(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, along: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    return 1.5 * along
-
-
-def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, along: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    return 0.55 * _soft_step(np.sin(2 * np.pi * (along * 7 + phase[0])), 0.25)
-
-
-def _checks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, along: np.ndarray, phase: np.ndarray) -> np.ndarray:
+def _checks(x: np.ndarray, y: np.ndarray, phase: np.ndarray) -> np.ndarray:
     waves = np.sin(2 * np.pi * (x * 4 + phase[0])), np.sin(2 * np.pi * (y * 4 + phase[1]))
     return 0.55 * _soft_step(waves[0], 0.15) * _soft_step(waves[1], 0.15)
 
 
-def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, along: np.ndarray, phase: np.ndarray) -> np.ndarray:
+def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     cells = rng.uniform(-1, 1, (13, 13)).astype(np.float32)
-    rows, columns = _hat_weights(y.ravel() * 12, 13), _hat_weights(x.ravel() * 12, 13)
+    # Linear interpolation weights of positions onto the cells, (positions, 13).
+    rows, columns = (np.maximum(0.0, 1.0 - np.abs(place.ravel()[:, None] * 12 - np.arange(13, dtype=np.float32))) for place in (y, x))
     return 1.1 * (rows @ cells @ columns.T)
 
 
-def _hat_weights(position: np.ndarray, count: int) -> np.ndarray:
-    """Linear interpolation weights of positions onto `count` grid points, (positions, count)."""
-    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(count, dtype=np.float32)))
-
-
-_BACKGROUNDS = {"plain": _plain, "gradient": _gradient, "striped": _stripes, "noisy": _noise, "checkered": _checks}
+# Tone of every pixel: of the background's own random numbers, x, y, the distance along its angle, and its phase.
+_BACKGROUNDS: dict[str, Callable[..., np.ndarray]] = {
+    "plain": lambda rng, x, y, along, phase: 0.15 * along,
+    "gradient": lambda rng, x, y, along, phase: 1.5 * along,
+    "striped": lambda rng, x, y, along, phase: 0.55 * _soft_step(np.sin(2 * np.pi * (along * 7 + phase[0])), 0.25),
+    "noisy": lambda rng, x, y, along, phase: _noise(rng, x, y),
+    "checkered": lambda rng, x, y, along, phase: _checks(x, y, phase),
+}
 
 
 def _paint_thing(picture: np.ndarray, thing: Thing, light: float) -> None:
@@ -245,7 +228,7 @@ def _paint_thing(picture: np.ndarray, thing: Thing, light: float) -> None:
     x, y = _grid(size)
     u, v = (x[:, columns] - thing.x) / thing.radius, (y[rows] - thing.y) / thing.radius
     cover = np.clip(0.5 - shape_distance(thing.shape, u, v) * thing.radius * size, 0.0, 1.0)[..., None]
-    shade = 0.28 * (np.cos(light) * u + np.sin(light) * v) + 0.6 * _texture(thing.texture, u, v)
+    shade = 0.28 * (np.cos(light) * u + np.sin(light) * v) + 0.6 * _TEXTURES[thing.texture](u, v)
     picture[rows, columns] = cover * tone(thing.colour, shade) + (1 - cover) * picture[rows, columns]
 
 
@@ -253,31 +236,12 @@ def _window(centre: float, reach: float, size: int) -> slice:
     return slice(max(0, int((centre - reach) * size)), min(size, int((centre + reach) * size) + 2))
 
 
-def _texture(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    if texture == "striped":
-        return _soft_step(np.sin(1.5 * np.pi * (u + v)), 0.3)
-    if texture == "dotted":
-        return _soft_step(np.cos(2 * np.pi * u / 0.62) + np.cos(2 * np.pi * v / 0.62) - 0.9, 0.4)
-    if texture == "checkered":
-        return _soft_step(np.sin(2 * np.pi * u / 0.9), 0.25) * _soft_step(np.sin(2 * np.pi * v / 0.9), 0.25)
-    return np.zeros((1, 1), np.float32)
-
-
-def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) - 1
-
-
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 1
-
-
-def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    lowered = v - 0.25
-    return np.maximum(0.866 * np.abs(u) - 0.5 * lowered, lowered) - 0.5
-
-
-def _diamond(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return (np.abs(u) + np.abs(v) - 1) * 0.707
+_TEXTURES: dict[str, Callable[..., np.ndarray]] = {
+    "plain": lambda u, v: np.zeros((1, 1), np.float32),
+    "striped": lambda u, v: _soft_step(np.sin(1.5 * np.pi * (u + v)), 0.3),
+    "dotted": lambda u, v: _soft_step(np.cos(2 * np.pi * u / 0.62) + np.cos(2 * np.pi * v / 0.62) - 0.9, 0.4),
+    "checkered": lambda u, v: _soft_step(np.sin(2 * np.pi * u / 0.9), 0.25) * _soft_step(np.sin(2 * np.pi * v / 0.9), 0.25),
+}
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -289,21 +253,13 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return edge[0] * (rho * np.cos(fold) - tip[1]) - edge[1] * (rho * np.sin(fold) - tip[0])
 
 
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(u, v) - 0.73) - 0.27
-
-
-def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    a, b = np.abs(u), np.abs(v)
-    return np.minimum(np.maximum(a - 0.34, b - 1), np.maximum(a - 1, b - 0.34))
-
-
-def _hexagon(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    a, b = np.abs(u), np.abs(v)
-    return np.maximum(b, 0.866 * a + 0.5 * b) - 0.866
-
-
-_DISTANCES = {
-    "circle": _circle, "square": _square, "triangle": _triangle, "diamond": _diamond,
-    "star": _star, "ring": _ring, "cross": _cross, "hexagon": _hexagon,
+_DISTANCES: dict[str, Callable[..., np.ndarray]] = {
+    "circle": lambda u, v: np.hypot(u, v) - 1,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 1,
+    "triangle": lambda u, v: np.maximum(0.866 * np.abs(u) - 0.5 * (v - 0.25), v - 0.25) - 0.5,
+    "diamond": lambda u, v: (np.abs(u) + np.abs(v) - 1) * 0.707,
+    "star": _star,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.73) - 0.27,
+    "cross": lambda u, v: np.minimum(np.maximum(np.abs(u) - 0.34, np.abs(v) - 1), np.maximum(np.abs(u) - 1, np.abs(v) - 0.34)),
+    "hexagon": lambda u, v: np.maximum(np.abs(v), 0.866 * np.abs(u) + 0.5 * np.abs(v)) - 0.866,
 }

@@ -9,37 +9,45 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import os
-import time
-from collections.abc import Callable, Iterator
+import textwrap
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from safe_dit_engine.demo.autoencoder import fit_code
-from safe_dit_engine.demo.network import NextDiT, TextEncoder
+from safe_dit_engine.demo.autoencoder import Autoencoder
+from safe_dit_engine.demo.network import NATIVE_GRID, NextDiT, TextConfig, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
-from safe_dit_engine.demo.weights import WEIGHTS_FOLDER, DemoNetworks, load_networks
+from safe_dit_engine.demo.weights import SAMPLING, WEIGHTS_FOLDER, DemoNetworks, load_networks
+from safe_dit_engine.demo.words import ALIASES, TEXT_LENGTH, VOCABULARY, token_ids
 
+from .autoencoder import (
+    REPORT_EVERY_S,
+    SAVE_EVERY_S,
+    BusyClock,
+    fit_autoencoder_code,
+    learning_rate_factor,
+    log,
+    save_checkpoint,
+    save_weights,
+    set_rates,
+    to_tensor,
+    train_autoencoder,
+)
 from .oracle import Rates, judge_pictures
-from .pools import Batch, CropPool, LatentPool, to_tensor
-from .save import save_autoencoder, save_transformer
-from .scenes import Scene, held_out_scenes, scene_from_seed
+from .scenes import Scene, held_out_scenes, random_scene
 
-log = logging.getLogger("safe_dit.demo")
-
-STEP_CAP_S = 6.0  # a longer step was a pause or a compilation, not work
-REPORT_EVERY_S, SAVE_EVERY_S, LOOK_EVERY_S = 20.0, 240.0, 420.0
-VAE_NOISE = 0.06
+LOOK_EVERY_S = 420.0
+EMPTY_CAPTIONS = 0.1
+BOX_WEIGHT = 2.0  # extra loss weight on things: they are a small part of the picture and all of the task
 
 
-@dataclass(frozen=True)
-class SizePlan:
+class SizePlan(NamedTuple):
     """How one picture size is trained: batch size, and the pool's capacity and fresh pictures a step."""
 
     batch: int
@@ -53,145 +61,35 @@ GPU_SIZES = {128: SizePlan(512, 16384, 64), 256: SizePlan(256, 8192, 32), 512: S
 CURRICULUM: tuple[tuple[float, dict[int, float]], ...] = ((0.0, {128: 1.0}), (0.28, {256: 1.0}), (0.50, {256: 0.35, 512: 0.65}))
 
 
-@dataclass
-class BusyClock:
-    """Seconds of work against a budget; long gaps between ticks count as `STEP_CAP_S` only."""
-
-    budget_s: float
-    used_s: float = 0.0
-    _last: float = field(default_factory=time.monotonic)
-
-    def tick(self) -> float:
-        """Count the time since the last tick and return it."""
-        now = time.monotonic()
-        step, self._last = min(now - self._last, STEP_CAP_S), now
-        self.used_s += step
-        return step
-
-    def skip(self) -> None:
-        """Leave the time since the last tick out."""
-        self._last = time.monotonic()
-
-    @property
-    def share(self) -> float:
-        """Used part of the budget, 0 to 1."""
-        return min(1.0, self.used_s / max(self.budget_s, 1e-9))
+def box_weights(scene: Scene, grid: int) -> Tensor:
+    """Loss weight per latent cell, (1, grid, grid): 1 outside the things' boxes, more inside, 1 on average."""
+    weights = torch.ones(1, grid, grid)
+    for x0, y0, x1, y1 in (scene.boxes() * grid).tolist():
+        rows, columns = slice(max(0, int(y0) - 1), int(y1) + 2), slice(max(0, int(x0) - 1), int(x1) + 2)
+        weights[:, rows, columns] = 1.0 + BOX_WEIGHT
+    return weights / weights.mean()
 
 
-class Every:
-    """True once every so many busy seconds."""
+class LatentPool:
+    """Ring buffer of encoded scenes of one size, each used a few times. Every draw replaces its oldest `fresh` items first."""
 
-    def __init__(self, seconds: float, used_s: float = 0.0) -> None:
-        self.seconds, self.next_s = seconds, used_s + seconds
+    def __init__(self, size: int, plan: SizePlan, coder: Autoencoder, seed: int) -> None:
+        self.size, self.plan, self.coder = size, plan, coder
+        self.rng = np.random.default_rng([seed, size])
+        self.items: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=plan.capacity)
 
-    def __call__(self, used_s: float) -> bool:
-        due = used_s >= self.next_s
-        if due:
-            self.next_s = used_s + self.seconds
-        return due
+    def _fresh(self) -> tuple[Tensor, Tensor, Tensor]:
+        scene = random_scene(self.rng)
+        with torch.no_grad():
+            latent = self.coder.encode(to_tensor(scene.render(self.size))[None])[0]
+        return latent, torch.tensor(token_ids(scene.caption)), box_weights(scene, self.size // 8)
 
-
-def learning_rate_factor(share: float, used_s: float, warm_s: float = 60.0, hold: float = 0.55) -> float:
-    """Short warm-up, constant until `hold` of the budget, then a line down to 2 %."""
-    decay = 1.0 if share < hold else 1.0 - 0.98 * (share - hold) / (1.0 - hold)
-    return min(1.0, 0.02 + used_s / warm_s) * decay
-
-
-def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Scale every group's own base rate."""
-    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-        group.setdefault("base_lr", group["lr"])
-        group["lr"] = group["base_lr"] * factor
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that an interrupt leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-# --- autoencoder -----------------------------------------------------------------------------------------------------
-
-
-def fit_autoencoder_code(networks: DemoNetworks, seed: int, count: int = 160) -> None:
-    """Set the linear code from rendered scenes of every size and write it into the encoder."""
-    scenes = [scene_from_seed(seed + i) for i in range(count)]
-    code, offset = fit_code([to_tensor(s.render(size))[None] for s in scenes for size in (128, 256, 512)])
-    networks.vae.code.copy_(code)
-    networks.vae.offset.copy_(offset)
-    networks.vae.install_code()
-
-
-def decoder_loss(decoded: Tensor, target: Tensor) -> Tensor:
-    """Absolute, squared and edge error of decoded pictures."""
-    error = decoded - target
-    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) * 0.5
-    return error.abs().mean() + 2 * error.square().mean() + edges
-
-
-@torch.inference_mode()
-def autoencoder_psnr(networks: DemoNetworks, size: int, count: int = 8) -> float:
-    """Mean PSNR in dB of whole held-out pictures."""
-    device = next(networks.vae.parameters()).device
-    target = torch.stack([to_tensor(s.render(size)) for s in held_out_scenes(count)]).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
-        decoded = networks.vae.decode(networks.vae.encode(target)).float().clamp(0, 1)
-    return float((-10 * (decoded - target).square().mean(dim=(1, 2, 3)).log10()).mean())
-
-
-def train_autoencoder(networks: DemoNetworks, minutes: float, folder: Path, device: torch.device, seed: int) -> None:
-    """Train the decoder on the fixed code, from the checkpoint in `folder` if there is one."""
-    decoder = networks.vae.taesd_decoder
-    nn.utils.convert_conv2d_weight_memory_format(decoder, torch.channels_last)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    clock, step = BusyClock(60 * minutes), 0
-    if (folder / "vae.pt").is_file():
-        saved = torch.load(folder / "vae.pt", map_location=device)
-        networks.vae.load_state_dict(saved["vae"])
-        optimizer.load_state_dict(saved["optimizer"])
-        clock.used_s, step = saved["used_s"], saved["step"]
-    pool = CropPool(240, seed + step)
-    report, save, running = Every(REPORT_EVERY_S), Every(SAVE_EVERY_S / 2, clock.used_s), 0.0
-
-    def keep() -> None:
-        state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "step": step}
-        save_checkpoint(folder / "vae.pt", state)
-        save_autoencoder(networks, {"busy_minutes": round(clock.used_s / 60, 1), "steps": step})
-        log.info("vae psnr 128/256/512 px: %s dB", " / ".join(f"{autoencoder_psnr(networks, s):.1f}" for s in (128, 256, 512)))
-
-    clock.skip()
-    while clock.share < 1.0:
-        set_rates([optimizer], learning_rate_factor(clock.share, clock.used_s, warm_s=15.0, hold=0.3))
-        crops = pool.draw(16, 64, 2).to(device)
-        loss = _decoder_step(networks, optimizer, crops)
-        running = 0.97 * running + 0.03 * loss if running else loss
-        step += 1
-        clock.tick()
-        if report(clock.used_s):
-            log.info("vae step %d, %.1f busy min, loss %.4f", step, clock.used_s / 60, running)
-        if save(clock.used_s):
-            keep()
-            clock.skip()
-    keep()
-
-
-def _decoder_step(networks: DemoNetworks, optimizer: torch.optim.Optimizer, crops: Tensor) -> float:
-    with torch.no_grad():
-        latents = networks.vae.encode(crops)
-        latents = latents + VAE_NOISE * torch.rand(len(crops), 1, 1, 1, device=crops.device) * torch.randn_like(latents)
-    with torch.autocast(crops.device.type, torch.bfloat16):
-        decoded = networks.vae.decode(latents.contiguous(memory_format=torch.channels_last))
-    loss = decoder_loss(decoded.float(), crops)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(networks.vae.taesd_decoder.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-
-# --- transformer -----------------------------------------------------------------------------------------------------
+    def draw(self) -> list[Tensor]:
+        """Latents (b, 16, g, g), token ids (b, rows) and loss weights (b, 1, g, g); the first call fills the buffer."""
+        missing = self.plan.capacity - len(self.items)
+        self.items.extend(self._fresh() for _ in range(missing or self.plan.fresh))
+        picked = [self.items[index] for index in self.rng.integers(0, len(self.items), self.plan.batch)]
+        return [torch.stack(parts) for parts in zip(*picked, strict=True)]
 
 
 class Objective(nn.Module):
@@ -211,11 +109,6 @@ def draw_sigma(count: int, shift: float = 2.0) -> Tensor:
     """Noise levels: 70 % logit-normal, 30 % uniform, pushed towards noise by the sampling shift."""
     u = torch.where(torch.rand(count) < 0.7, torch.randn(count).sigmoid(), torch.rand(count))
     return shift * u / (1 + (shift - 1) * u)
-
-
-def drop_captions(ids: Tensor, odds: float = 0.1) -> Tensor:
-    """Replace some captions by the empty one, for classifier-free guidance."""
-    return torch.where(torch.rand(len(ids), 1) < odds, caption_ids([""]), ids)
 
 
 def make_optimizers(networks: DemoNetworks) -> list[torch.optim.Optimizer]:
@@ -241,22 +134,16 @@ class Average:
     def update(self) -> None:
         """Move towards the networks as they are now."""
         self.steps += 1
-        weight = 1 - min(self.decay, 1 - 1 / (0.1 * self.steps + 1))
-        torch._foreach_lerp_(self.mine, self.theirs, weight)
+        torch._foreach_lerp_(self.mine, self.theirs, 1 - min(self.decay, 1 - 1 / (0.1 * self.steps + 1)))
 
 
 @dataclass
 class Progress:
-    """What a run has done so far."""
+    """What a run has done so far; `loss`: smoothed, for each picture size on its own."""
 
     step: int = 0
     samples: int = 0
     loss: dict[int, float] = field(default_factory=dict)
-
-    def record(self, size: int, loss: float, count: int) -> None:
-        """Count a step and smooth its loss, for each picture size on its own."""
-        self.step, self.samples = self.step + 1, self.samples + count
-        self.loss[size] = 0.98 * self.loss.get(size, loss) + 0.02 * loss
 
 
 class TransformerTraining:
@@ -265,8 +152,9 @@ class TransformerTraining:
     def __init__(self, networks: DemoNetworks, minutes: float, folder: Path, device: torch.device, seed: int, compiled: bool) -> None:
         self.networks, self.folder, self.device, self.seed = networks, folder, device, seed
         self.average = Average(networks)
+        self.modules = (networks.dit, networks.text, self.average.networks.dit, self.average.networks.text)
         self.optimizers = make_optimizers(networks)
-        self.clock, self.progress = BusyClock(60 * minutes), Progress()
+        self.clock, self.progress = BusyClock(minutes), Progress()
         self.sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
         self.coder = copy.deepcopy(networks.vae).cpu()
         self._resume()
@@ -281,41 +169,38 @@ class TransformerTraining:
         if not (self.folder / "dit.pt").is_file():
             return
         saved = torch.load(self.folder / "dit.pt", map_location=self.device)
-        modules = (self.networks.dit, self.networks.text, self.average.networks.dit, self.average.networks.text)
-        for module, state in zip(modules, saved["modules"]):
-            module.load_state_dict(state)
-        for optimizer, state in zip(self.optimizers, saved["optimizers"]):
-            optimizer.load_state_dict(state)
+        parts: list[Any] = [*self.modules, *self.optimizers]
+        for part, state in zip(parts, (*saved["modules"], *saved["optimizers"]), strict=True):
+            part.load_state_dict(state)
         self.average.steps, self.clock.used_s, self.progress = saved["average_steps"], saved["used_s"], Progress(**saved["progress"])
         log.info("resumed at step %d, %.1f busy min", self.progress.step, self.clock.used_s / 60)
 
     def save(self) -> None:
         """Checkpoint for resuming, and the averaged weights where the product finds them."""
-        modules = (self.networks.dit, self.networks.text, self.average.networks.dit, self.average.networks.text)
-        state: dict[str, Any] = {"modules": [m.state_dict() for m in modules], "optimizers": [o.state_dict() for o in self.optimizers]}
+        state: dict[str, Any] = {"modules": [m.state_dict() for m in self.modules], "optimizers": [o.state_dict() for o in self.optimizers]}
         state |= {"average_steps": self.average.steps, "used_s": self.clock.used_s, "progress": vars(self.progress)}
         save_checkpoint(self.folder / "dit.pt", state)
         training = {"busy_minutes": round(self.clock.used_s / 60, 1), "steps": self.progress.step, "samples": self.progress.samples}
-        save_transformer(self.average.networks, training)
-
-    def _batch(self, size: int) -> Batch:
-        plan = self.sizes[size]
-        if size not in self.pools:
-            self.pools[size] = LatentPool(size, plan.capacity, plan.fresh, self.coder, self.seed + self.progress.step)
-        return self.pools[size].draw(plan.batch)
-
-    def _pick_size(self) -> int:
-        odds = [table for start, table in CURRICULUM if start <= self.clock.share][-1]
-        return int(self.rng.choice(list(odds), p=list(odds.values())))
+        networks = self.average.networks
+        dit = {"unet_config": networks.dit.config.unet_config(), "sampling": SAMPLING, "native_grid": NATIVE_GRID, "training": training}
+        text = {"text_config": TextConfig().model_config(), "vocabulary": VOCABULARY, "aliases": ALIASES, "text_length": TEXT_LENGTH}
+        save_weights("dit", networks.dit.state_dict(), dit, torch.bfloat16)
+        save_weights("text", networks.text.state_dict(), text, torch.float16)
 
     def step(self) -> None:
         """One optimiser step at one picture size."""
-        size = self._pick_size()
-        batch = self._batch(size)
+        odds = [table for start, table in CURRICULUM if start <= self.clock.share][-1]
+        size = int(self.rng.choice(list(odds), p=list(odds.values())))
+        if size not in self.pools:
+            self.pools[size] = LatentPool(size, self.sizes[size], self.coder, self.seed + self.progress.step)
+        latents, captions, weights = self.pools[size].draw()
         if size not in self.ropes:
-            self.ropes[size] = self.networks.dit.rope(batch.ids.shape[1], size // 8, size // 8, self.device)
+            self.ropes[size] = self.networks.dit.rope(captions.shape[1], size // 8, size // 8, self.device)
         set_rates(self.optimizers, learning_rate_factor(self.clock.share, self.clock.used_s))
-        parts = (batch.latents, torch.randn_like(batch.latents), draw_sigma(len(batch.ids)), drop_captions(batch.ids), batch.weights)
+        noise, sigma = torch.randn_like(latents), draw_sigma(len(captions))
+        # Some captions are replaced by the empty one, for classifier-free guidance.
+        ids = torch.where(torch.rand(len(captions), 1) < EMPTY_CAPTIONS, caption_ids([""]), captions)
+        parts = (latents, noise, sigma, ids, weights)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.objective(*(p.to(self.device) for p in parts), *self.ropes[size])
         loss.backward()
@@ -324,85 +209,74 @@ class TransformerTraining:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.average.update()
-        self.progress.record(size, loss.item(), len(batch.ids))
-
-    def look(self) -> None:
-        """Sample held-out captions, save the grid and log what the oracle reads."""
-        size = max(self.pools)
-        scenes = held_out_scenes(16 if size < 512 else 4)
-        pictures, rates = judge_samples(self.average.networks, scenes, size, steps=16)
-        log.info("step %d at %d px: %s", self.progress.step, size, rates)
-        save_grid(pictures, [s.caption for s in scenes], self.folder / f"look_{self.progress.step:06d}.png")
+        done, found = self.progress, loss.item()
+        done.step, done.samples = done.step + 1, done.samples + len(captions)
+        done.loss[size] = 0.98 * done.loss.get(size, found) + 0.02 * found
 
     def run(self) -> None:
         """Train until the budget is used."""
-        used = self.clock.used_s
-        report, save, look = Every(REPORT_EVERY_S, used), Every(SAVE_EVERY_S, used), Every(LOOK_EVERY_S, used)
-        self.clock.skip()
-        while self.clock.share < 1.0:
-            self.step()
-            self.clock.tick()
-            if report(self.clock.used_s):
-                self._report()
-            if save(self.clock.used_s):
-                self.save()
-            if look(self.clock.used_s):
-                self.look()
+        self.clock.work(self.step, {self._report: REPORT_EVERY_S, self.save: SAVE_EVERY_S, self._look: LOOK_EVERY_S})
         self.save()
 
     def _report(self) -> None:
-        losses = ", ".join(f"{size} px {loss:.4f}" for size, loss in sorted(self.progress.loss.items()))
-        p = self.progress
+        done = self.progress
+        losses = ", ".join(f"{size} px {loss:.4f}" for size, loss in sorted(done.loss.items()))
         minutes, share = self.clock.used_s / 60, 100 * self.clock.share
-        log.info("dit step %d, %.1f busy min (%.0f %%), %d samples, loss %s", p.step, minutes, share, p.samples, losses)
+        log.info("dit step %d, %.1f busy min (%.0f %%), %d samples, loss %s", done.step, minutes, share, done.samples, losses)
+
+    def _look(self) -> None:
+        size = max(self.pools)
+        rates = look(self.average.networks, 16 if size < 512 else 4, size, 16, self.folder / f"look_{self.progress.step:06d}.png")
+        log.info("step %d at %d px: %s", self.progress.step, size, rates)
 
 
-# --- looking and judging ---------------------------------------------------------------------------------------------
+# Looking and judging
 
 
-def judge_samples(networks: DemoNetworks, scenes: list[Scene], size: int, batch: int = 8, **options: Any) -> tuple[Tensor, Rates]:
-    """Sample the scenes' captions and let the oracle read the pictures."""
-    groups: Iterator[list[Scene]] = (scenes[i : i + batch] for i in range(0, len(scenes), batch))
-    parts = [sample_pictures(networks, [s.caption for s in group], size, seed=i, **options) for i, group in enumerate(groups)]
-    pictures = torch.cat(parts)
-    return pictures, judge_pictures(pictures.permute(0, 2, 3, 1).numpy(), scenes)
-
-
-def save_grid(pictures: Tensor, captions: list[str], path: Path, columns: int = 4, side: int = 256) -> None:
-    """Contact sheet with the captions below the pictures."""
-    rows = -(-len(captions) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * (side + 40)), "white")
+def look(networks: DemoNetworks, count: int, size: int, steps: int, path: Path, batch: int = 8) -> Rates:
+    """Sample held-out captions, save the first pictures with their captions below, and say what the oracle reads."""
+    scenes = held_out_scenes(count)
+    starts = range(0, count, batch)
+    parts = [sample_pictures(networks, [s.caption for s in scenes[i : i + batch]], size, seed=n, steps=steps) for n, i in enumerate(starts)]
+    pictures = torch.cat(parts).permute(0, 2, 3, 1).numpy()
+    side, columns, shown = 256, 4, min(count, 24)
+    sheet = Image.new("RGB", (columns * side, -(-shown // columns) * (side + 40)), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (picture, caption) in enumerate(zip(pictures, captions)):
+    for i, (picture, scene) in enumerate(zip(pictures[:shown], scenes)):
         x, y = i % columns * side, i // columns * (side + 40)
-        array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        sheet.paste(Image.fromarray(array).resize((side, side)), (x, y))
-        draw.multiline_text((x + 2, y + side + 1), _wrap(caption, 42), fill="black", spacing=1)
+        sheet.paste(Image.fromarray((picture * 255).round().astype(np.uint8)).resize((side, side)), (x, y))
+        draw.multiline_text((x + 2, y + side + 1), textwrap.fill(scene.caption, 42), fill="black", spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+    return judge_pictures(pictures, scenes)
 
 
-def _wrap(text: str, width: int) -> str:
-    lines = [""]
-    for word in text.split():
-        lines = [*lines, word] if len(lines[-1]) + len(word) >= width else [*lines[:-1], f"{lines[-1]} {word}".strip()]
-    return "\n".join(lines)
+# The command
 
 
-def evaluate(networks: DemoNetworks, count: int, folder: Path, sizes: tuple[int, ...] = (256, 512), steps: int = 20) -> None:
-    """Log the oracle's table on held-out captions at each size and save the grids."""
-    for size in sizes:
-        scenes = held_out_scenes(count)
-        pictures, rates = judge_samples(networks, scenes, size, steps=steps)
-        log.info("evaluation at %d px: %s", size, rates)
-        save_grid(pictures[:24], [s.caption for s in scenes[:24]], folder / f"evaluation_{size}.png")
-
-
-# --- command ---------------------------------------------------------------------------------------------------------
+def main(argv: list[str] | None = None) -> int:
+    """Entry of `python -m benchmarks train`."""
+    args = _parser().parse_args(argv)
+    _log_to(args.folder)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.evaluate:
+        networks = load_networks(WEIGHTS_FOLDER)
+        for size in args.sizes:
+            rates = look(networks, args.evaluate, size, args.steps, args.folder / f"evaluation_{size}.png")
+            log.info("evaluation at %d px: %s", size, rates)
+        return 0
+    device = torch.device(args.device)
+    networks = _prepare(args.folder, device, args.seed)
+    if args.phase in ("all", "vae"):
+        train_autoencoder(networks, args.vae_minutes, args.folder, device, args.seed)
+    if args.phase in ("all", "dit"):
+        TransformerTraining(networks, args.minutes, args.folder, device, args.seed, args.compile).run()
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train", description="Train the demo model, or judge its weights.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks train", description="Train the demo model, or judge its weights.")
     parser.add_argument("--minutes", type=float, default=90.0, help="busy minutes for the transformer")
     parser.add_argument("--vae-minutes", type=float, default=12.0, help="busy minutes for the autoencoder")
     parser.add_argument("--phase", choices=("all", "vae", "dit"), default="all")
@@ -424,6 +298,7 @@ def _log_to(folder: Path) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _prepare(folder: Path, device: torch.device, seed: int) -> DemoNetworks:
@@ -436,23 +311,3 @@ def _prepare(folder: Path, device: torch.device, seed: int) -> DemoNetworks:
     for module in (networks.dit, networks.text, networks.vae):
         module.to(device)
     return networks
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry of `python -m benchmarks train`."""
-    args = _parser().parse_args(argv)
-    _log_to(args.folder)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    if args.evaluate:
-        evaluate(load_networks(WEIGHTS_FOLDER), args.evaluate, args.folder, tuple(args.sizes), args.steps)
-        return 0
-    networks = _prepare(args.folder, device, args.seed)
-    phases: dict[str, Callable[[], None]] = {
-        "vae": lambda: train_autoencoder(networks, args.vae_minutes, args.folder, device, args.seed),
-        "dit": lambda: TransformerTraining(networks, args.minutes, args.folder, device, args.seed, args.compile).run(),
-    }
-    for name in phases if args.phase == "all" else (args.phase,):
-        phases[name]()
-    return 0

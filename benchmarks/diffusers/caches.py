@@ -1,4 +1,4 @@
-"""What a `diffusers` pipeline is compared with: caches of `diffusers` and `cache-dit`, fewer steps, whole steps reused.
+"""What a `diffusers` pipeline is compared with: caches of `diffusers` and of `cache-dit`, and whole steps reused.
 
 Each leaves the pipeline as it was. A library is told of a transformer it does not know by what it offers for that. Where it still does not
 run, `Unsupported` says why.
@@ -6,8 +6,6 @@ run, `Unsupported` says why.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import inspect
 import io
 import json
@@ -15,25 +13,39 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+from diffusers import hooks
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from safe_dit_engine.hosts.diffusers.schedulers import prediction_of, timetable_of
 
 from ..measure.in_turn import Unsupported
+from ..measure.methods import Place
 from ..measure.whole_steps import Known, extrapolated
 
 Arguments = dict[str, Any]
 Enable = Callable[[Any], AbstractContextManager[None]]
 # What is done around one call of a pipeline, whose arguments may be changed.
 Install = Callable[[Any, Arguments], AbstractContextManager[None]]
+# The configuration of a cache for a pipeline.
+Configure = Callable[[Any], Any]
 # MagCache's ratios by transformer and number of steps.
 Ratios = WeakKeyDictionary[nn.Module, dict[int, list[float]]]
 
+# Not every class of transformers has `enable_cache`.
+ATTACH = {
+    hooks.FirstBlockCacheConfig: hooks.apply_first_block_cache,
+    hooks.TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
+    hooks.MagCacheConfig: hooks.apply_mag_cache,
+}
 # What peers put on modules where something may stand already.
 HIDDEN = ("forward", "_diffusers_hook")
 
@@ -43,48 +55,36 @@ class Traits:
     """What peers must be told of a class of transformers.
 
     `blocks`, `attentions` and `head` are patterns of module names. `renamed`: what the blocks call `hidden_states`. `ends_in_text`: the
-    last block returns text, too. `halves`: arguments in which negative prompt and prompt are one batch, in this order; without them, the
-    negative prompt cannot be left out alone. `distilled`: there is none.
+    last block returns text, too.
     """
 
-    block_class: str
     blocks: str
     attentions: str
     head: str
     renamed: str = "hidden_states"
     ends_in_text: bool = True
-    halves: tuple[str, ...] = ()
-    distilled: bool = False
 
 
 _LAYERS, _BLOCKS = r"layers\.\d+", r"transformer_blocks\.\d+"
-_INPUTS = ("hidden_states", "encoder_hidden_states", "timestep")
 TRAITS = {
-    "LuminaNextDiT2DModel": Traits("LuminaNextDiTBlock", _LAYERS, _LAYERS + r"\.attn\d", "norm_out"),
-    "Lumina2Transformer2DModel": Traits(
-        "Lumina2TransformerBlock", _LAYERS, _LAYERS + r"\.attn", "norm_out", halves=(*_INPUTS, "encoder_attention_mask")
-    ),
-    "ZImageTransformer2DModel": Traits("ZImageTransformerBlock", _LAYERS, _LAYERS + r"\.attention", r"all_final_layer\.2-1", "x"),
-    "PixArtTransformer2DModel": Traits(
-        "BasicTransformerBlock", _BLOCKS, _BLOCKS + r"\.attn\d", "proj_out", halves=(*_INPUTS, "encoder_attention_mask")
-    ),
-    "SD3Transformer2DModel": Traits(
-        "JointTransformerBlock", _BLOCKS, _BLOCKS + r"\.attn\d?", "proj_out", ends_in_text=False, halves=(*_INPUTS, "pooled_projections")
-    ),
-    "FluxTransformer2DModel": Traits(
-        "FluxTransformerBlock", "(single_)?" + _BLOCKS, "(single_)?" + _BLOCKS + r"\.attn", "proj_out", distilled=True
-    ),
+    "LuminaNextDiT2DModel": Traits(_LAYERS, _LAYERS + r"\.attn\d", "norm_out"),
+    "Lumina2Transformer2DModel": Traits(_LAYERS, _LAYERS + r"\.attn", "norm_out"),
+    "ZImageTransformer2DModel": Traits(_LAYERS, _LAYERS + r"\.attention", r"all_final_layer\.2-1", "x"),
+    "PixArtTransformer2DModel": Traits(_BLOCKS, _BLOCKS + r"\.attn\d", "proj_out"),
+    "SD3Transformer2DModel": Traits(_BLOCKS, _BLOCKS + r"\.attn\d?", "proj_out", ends_in_text=False),
+    "FluxTransformer2DModel": Traits("(single_)?" + _BLOCKS, "(single_)?" + _BLOCKS + r"\.attn", "proj_out"),
 }
-# Pipelines that call their transformer for each cond, where there are two.
-SEPARATE = ("Lumina2Pipeline",)
-
 
 def traits_of(transformer: nn.Module) -> Traits:
     """What is known of a transformer; Unsupported where nothing is."""
-    name = type(transformer).__name__
-    if name not in TRAITS:
+    if (name := type(transformer).__name__) not in TRAITS:
         raise Unsupported(f"`{name}` has not been described for this peer; described are {', '.join(TRAITS)}.")
     return TRAITS[name]
+
+
+def _blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    pattern = re.compile(traits_of(transformer).blocks)
+    return [part for name, part in transformer.named_modules() if pattern.fullmatch(name)]
 
 
 # Around a pipeline and its calls
@@ -164,100 +164,58 @@ def _step(scheduler: Any) -> int:
     return (scheduler.begin_index or 0) if reached is None else int(reached)
 
 
-def _is_separate(pipe: Any, arguments: Arguments) -> bool:
-    """Whether the transformer is called twice a step."""
-    guided = arguments.get("guidance_scale", 1.0) > 1.0
-    return arguments.get("true_cfg_scale", 1.0) > 1.0 or (guided and type(pipe).__name__ in SEPARATE)
-
-
 # Hooks of diffusers
 
 
-def hooked(config: Callable[[Any, Arguments], Any], one_state: bool = False) -> Enable:
-    """A cache of `diffusers`; `one_state`: it has one state for all calls of a step."""
-    return partial(around_calls, partial(_hooked, config, one_state))
+def hooked(configure: Configure) -> Enable:
+    """A cache of `diffusers`."""
+    return partial(around_calls, partial(_hooked, configure))
 
 
 @contextmanager
-def _hooked(config: Callable[[Any, Arguments], Any], one_state: bool, pipe: Any, arguments: Arguments) -> Iterator[None]:
-    from diffusers.models.cache_utils import CacheMixin
-
-    wanted = config(pipe, arguments)
-    if one_state and _is_separate(pipe, arguments):
-        raise Unsupported(f"`{type(wanted).__name__}` keeps one state for both calls of a step: it would mix prompt and negative prompt.")
+def _hooked(configure: Configure, pipe: Any, arguments: Arguments) -> Iterator[None]:
+    wanted = configure(pipe)
     transformer = pipe.transformer
 
     def in_context(original: Callable[..., Any], number: int, args: Any, kwargs: Any) -> Any:
         with CacheMixin.cache_context(transformer, f"call {number}"):
             return original(*args, **kwargs)
 
-    with _undone(transformer), _registered(traits_of(transformer)):
+    with _undone(transformer), _registered(transformer):
         with _quiet():
-            _attach(transformer, wanted)
+            ATTACH[type(wanted)](transformer, wanted)
         _wrap_forward(pipe, in_context)
         yield
 
 
-def _attach(transformer: nn.Module, config: Any) -> None:
-    """The function of `diffusers.hooks` for a configuration; not every class of transformers has `enable_cache`."""
-    from diffusers import hooks
-
-    functions = {
-        hooks.FirstBlockCacheConfig: hooks.apply_first_block_cache,
-        hooks.TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
-        hooks.MagCacheConfig: hooks.apply_mag_cache,
-        hooks.PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
-        hooks.FasterCacheConfig: hooks.apply_faster_cache,
-    }
-    functions[type(config)](transformer, config)
-
-
 @contextmanager
-def _registered(traits: Traits) -> Iterator[None]:
+def _registered(transformer: nn.Module) -> Iterator[None]:
     """Tell `diffusers` of the blocks of a transformer it does not know, or does not know well enough."""
-    from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+    renamed = traits_of(transformer).renamed
 
     class Renamed(TransformerBlockMetadata):
         def _get_parameter_from_args_kwargs(self, identifier: str, args: Any = (), kwargs: Any = None) -> Any:
-            name = traits.renamed if identifier == "hidden_states" else identifier
+            name = renamed if identifier == "hidden_states" else identifier
             return super()._get_parameter_from_args_kwargs(name, args, kwargs)
 
-    block_class = _block_class(traits)
+    block_class = type(_blocks_of(transformer)[0])
     TransformerBlockRegistry._register()
-    before = TransformerBlockRegistry._registry.get(block_class)
-    if before is None or traits.renamed != "hidden_states":
+    known = TransformerBlockRegistry._registry
+    before = known.get(block_class)
+    if before is None or renamed != "hidden_states":
         TransformerBlockRegistry.register(block_class, Renamed(return_hidden_states_index=0))
     try:
         yield
     finally:
+        known[block_class] = before
         if before is None:
-            del TransformerBlockRegistry._registry[block_class]
-        else:
-            TransformerBlockRegistry._registry[block_class] = before
+            del known[block_class]
 
 
-def _block_class(traits: Traits) -> Any:
-    modules = {
-        "LuminaNextDiTBlock": "transformers.lumina_nextdit2d",
-        "Lumina2TransformerBlock": "transformers.transformer_lumina2",
-        "ZImageTransformerBlock": "transformers.transformer_z_image",
-        "FluxTransformerBlock": "transformers.transformer_flux",
-    }
-    module = importlib.import_module(f"diffusers.models.{modules.get(traits.block_class, 'attention')}")
-    return getattr(module, traits.block_class)
-
-
-def _timestep(pipe: Any) -> float:
-    """Where the pipeline is, from 1000 down; not every pipeline has `current_timestep`."""
-    return float(pipe.scheduler.timesteps[_step(pipe.scheduler)])
-
-
-def first_block(pipe: Any, arguments: Arguments, **values: Any) -> Any:
+def first_block(pipe: Any, **values: Any) -> Any:
     """FirstBlockCache."""
-    from diffusers import FirstBlockCacheConfig
-
     _check_end(pipe, "FirstBlockCache")
-    return FirstBlockCacheConfig(**values)
+    return hooks.FirstBlockCacheConfig(**values)
 
 
 def _check_end(pipe: Any, name: str) -> None:
@@ -265,36 +223,14 @@ def _check_end(pipe: Any, name: str) -> None:
         raise Unsupported(f"{name} wants text and image of every block, and the last of `{type(pipe.transformer).__name__}` gives no text.")
 
 
-def taylor_seer(pipe: Any, arguments: Arguments, lite: bool = False, full_precision: bool = False, **values: Any) -> Any:
-    """TaylorSeer on attention; `lite`: on the head alone, blocks not run. With the library's own patterns where they fit."""
-    import torch
-    from diffusers import TaylorSeerCacheConfig
-
+def taylor_seer(pipe: Any, lite: bool = False, **values: Any) -> Any:
+    """TaylorSeer on attention; `lite`: on the head alone, blocks not run, in float32. With the library's own patterns where they fit."""
     traits = traits_of(pipe.transformer)
     if lite:
         _check_end(pipe, "TaylorSeer on the head alone")
+        values["taylor_factors_dtype"] = torch.float32
     skipped, cached = ([traits.blocks], [traits.head]) if lite else (None, [traits.attentions])
-    precision = {"taylor_factors_dtype": torch.float32} if full_precision else {}
-    return TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **precision, **values)
-
-
-def pyramid(pipe: Any, arguments: Arguments, every: int, reach: tuple[int, int]) -> Any:
-    """Pyramid Attention Broadcast on self-attention."""
-    from diffusers import PyramidAttentionBroadcastConfig
-
-    return PyramidAttentionBroadcastConfig(every, None, None, reach, current_timestep_callback=partial(_timestep, pipe))
-
-
-def faster(pipe: Any, arguments: Arguments, **values: Any) -> Any:
-    """FasterCache; its configuration has defaults for all but the tensor's format."""
-    from diffusers import FasterCacheConfig
-
-    traits = traits_of(pipe.transformer)
-    if not traits.distilled and not traits.halves:
-        raise Unsupported("FasterCache takes the second half of each tensor of a batch for the prompt's, which it is not here.")
-    halves = {"_unconditional_conditional_input_kwargs_identifiers": list(traits.halves)}
-    given = {"tensor_format": "BCHW", "is_guidance_distilled": traits.distilled, "current_timestep_callback": partial(_timestep, pipe)}
-    return FasterCacheConfig(**given, **halves, **values)
+    return hooks.TaylorSeerCacheConfig(skip_predict_identifiers=skipped, cache_identifiers=cached, **values)
 
 
 # MagCache
@@ -307,23 +243,16 @@ def magnitudes(known: Ratios, **values: Any) -> Enable:
 
 @contextmanager
 def _magnitudes(known: Ratios, values: Arguments, pipe: Any, arguments: Arguments) -> Iterator[None]:
-    from diffusers import MagCacheConfig
-
     steps = arguments["num_inference_steps"]
-    of_steps = known.setdefault(pipe.transformer, _shipped_ratios(pipe, steps))
+    shipped = {steps: FLUX_MAG_RATIOS.tolist()} if type(pipe.transformer).__name__ == "FluxTransformer2DModel" else {}
+    of_steps = known.setdefault(pipe.transformer, shipped)
     printed = io.StringIO()
-    config = MagCacheConfig(num_inference_steps=steps, mag_ratios=of_steps.get(steps), calibrate=steps not in of_steps, **values)
+    config = hooks.MagCacheConfig(num_inference_steps=steps, mag_ratios=of_steps.get(steps), calibrate=steps not in of_steps, **values)
     # Calibration prints what it found, and keeps it nowhere else.
-    with redirect_stdout(printed) if config.calibrate else nullcontext(), _hooked(lambda *_: config, False, pipe, arguments):
+    with redirect_stdout(printed) if config.calibrate else nullcontext(), _hooked(lambda _: config, pipe, arguments):
         yield
     if config.calibrate:
         of_steps[steps] = next(json.loads(line) for line in printed.getvalue().splitlines() if line.startswith("[") and line.endswith("]"))
-
-
-def _shipped_ratios(pipe: Any, steps: int) -> dict[int, list[float]]:
-    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
-
-    return {steps: FLUX_MAG_RATIOS.tolist()} if type(pipe.transformer).__name__ == "FluxTransformer2DModel" else {}
 
 
 # cache-dit
@@ -335,23 +264,18 @@ def cache_dit(values: Arguments, order: int, pipe: Any) -> Iterator[None]:
     import cache_dit
     from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 
-    first, blocks = DBCacheConfig(**values).Fn_compute_blocks, _count_blocks(pipe.transformer)
-    if first > blocks:
+    config, blocks = DBCacheConfig(**values), len(_blocks_of(pipe.transformer))
+    if (first := config.Fn_compute_blocks) > blocks:
         raise Unsupported(f"DBCache is to compute {first} blocks first, and `{type(pipe.transformer).__name__}` has {blocks} here.")
     calibrator = TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
     with _undone(pipe.transformer), _own_class(pipe):
         with _quiet():
-            cache_dit.enable_cache(_adapter(pipe), DBCacheConfig(**values), calibrator)
+            cache_dit.enable_cache(_adapter(pipe), config, calibrator)
         try:
             yield
         finally:
             with _quiet():
                 cache_dit.disable_cache(pipe)
-
-
-def _count_blocks(transformer: nn.Module) -> int:
-    pattern = re.compile(traits_of(transformer).blocks)
-    return sum(pattern.fullmatch(name) is not None for name, _ in transformer.named_modules())
 
 
 def _adapter(pipe: Any) -> Any:
@@ -365,14 +289,7 @@ def _adapter(pipe: Any) -> Any:
     return BlockAdapter(pipe=pipe, transformer=pipe.transformer, blocks=blocks, forward_pattern=ForwardPattern.Pattern_3)
 
 
-# Steps
-
-
-@contextmanager
-def fewer_steps(share: float, pipe: Any, arguments: Arguments) -> Iterator[None]:
-    """The same sampler with a share of the steps."""
-    arguments["num_inference_steps"] = max(1, round(share * arguments["num_inference_steps"]))
-    yield
+# Whole steps
 
 
 @dataclass
@@ -380,19 +297,18 @@ class WholeSteps:
     """One call of a pipeline in which only some steps are computed; the guided prediction of the others is held or extrapolated."""
 
     scheduler: Any
-    place: Callable[[int], frozenset[int]]
+    place: Place
     order: int
     damping: float
-    known: list[Known] = dataclasses.field(default_factory=list)
-    outputs: dict[int, Any] = dataclasses.field(default_factory=dict)
+    known: list[Known] = field(default_factory=list)
+    outputs: dict[int, Any] = field(default_factory=dict)
 
-    def is_computed(self) -> bool:
-        """Whether the present step is."""
+    def _is_computed(self) -> bool:
         return not self.known or _step(self.scheduler) in self.place(len(self.scheduler.timesteps))
 
     def forward(self, original: Callable[..., Any], number: int, args: Any, kwargs: Any) -> Any:
         """The transformer, or what it gave last, of which only the shape counts."""
-        if self.is_computed():
+        if self._is_computed():
             self.outputs[number] = original(*args, **kwargs)
         return self.outputs[number]
 
@@ -403,7 +319,7 @@ class WholeSteps:
         prediction = prediction_of(self.scheduler, sigma)
         if timetable is None or timetable.per_step > 1 or prediction is None:
             raise Unsupported(f"What `{type(self.scheduler).__name__}` takes a model to predict is not known.")
-        if self.is_computed():
+        if self._is_computed():
             self.known[:] = [*self.known[-2:], (sigma, prediction.denoised(model_output, sample))]
         else:
             reused = extrapolated(self.known, sigma, self.order, self.damping)
@@ -411,15 +327,18 @@ class WholeSteps:
         return original(model_output, timestep, sample, *args, **kwargs)
 
 
-@contextmanager
-def whole_steps(place: Callable[[int], frozenset[int]], order: int, damping: float, pipe: Any, arguments: Arguments) -> Iterator[None]:
+def whole_steps(place: Place, order: int, damping: float) -> Enable:
     """Whole steps reused, as `whole_steps.reuse_whole_steps` does in ComfyUI."""
-    scheduler = pipe.scheduler
-    reused = WholeSteps(scheduler, place, order, damping)
-    with _undone(pipe.transformer):
-        _wrap_forward(pipe, reused.forward)
-        scheduler.step = partial(reused.step, scheduler.step)
-        try:
-            yield
-        finally:
-            del scheduler.step
+
+    @contextmanager
+    def install(pipe: Any, arguments: Arguments) -> Iterator[None]:
+        reused = WholeSteps(pipe.scheduler, place, order, damping)
+        with _undone(pipe.transformer):
+            _wrap_forward(pipe, reused.forward)
+            pipe.scheduler.step = partial(reused.step, pipe.scheduler.step)
+            try:
+                yield
+            finally:
+                del pipe.scheduler.step
+
+    return partial(around_calls, install)

@@ -2,158 +2,151 @@
 
 The demo model as a `diffusers` pipeline; dense, ours, the paper's method and every peer in one process and in turn, on the same prompts and
 seeds. Writes `diffusers-fidelity.json`, `diffusers-fidelity.md` and a Pareto plot, `diffusers-fidelity.png`.
+
+`with method.change(pipe):` has the pipeline run by a method, and leaves it as it was. Every call of it in the block begins with an empty
+cache. MagCache alone learns something first: its ratios, from its first call with so many steps, which is dense. So each peer is called
+once before it is timed, with the steps that are to be timed; what it learnt stays with the list that `caches` returned.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from safe_dit_engine.cli.clock import now, peak_bytes_of, reset_peak
-from safe_dit_engine.cli.results import environment, markdown_table, save
 from safe_dit_engine.guidance import GuidanceConfig
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
 from safe_dit_engine.masks.ledger import MaskMode
 from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, SafeConfig
 
-from ..comfy.fidelity import COLUMNS, COMPARISON_CAPTION, add_shots, asked_of, comparison_table, finite, identity, kept_rows, shots_of
-from ..comfy.peers import preset_text, steps_computed
-from ..measure.in_turn import NOT_COMPARED, make_in_turn
-from ..measure.journal import Cell, Journal, Sample, Shot
-from ..measure.pareto import AT_OUR_STEPS, compare, plot
-from .caches import around_calls, cache_dit, whole_steps
-from .peers import Peer, named, sweep
+from ..measure.fidelity import options, read, run
+from ..measure.in_turn import Cell, Sample, Shot, rows_through, timed
+from ..measure.methods import Method, at_our_steps, fewer_steps, named, picked, preset_text
+from ..measure.methods import whole_steps as whole_steps_of
+from ..measure.pareto import AT_OUR_STEPS
+from .caches import Enable, Ratios, cache_dit, first_block, hooked, magnitudes, taylor_seer, whole_steps
 
-log = logging.getLogger("safe_dit.bench")
-
-NAME = "diffusers-fidelity"
-SAMPLER = "euler"
 CAPTION = """\
 `seconds` is the median time of a call of the pipeline without its autoencoder, `seconds_over_dense` the median ratio to the dense run of
-the same prompt and seed. `rows_computed_share` counts the rows that pass the feed-forward layer of the middle block; PAB and TaylorSeer on
-attention leave out attention alone, and compute them all. `default`: the setting that a user gets who asks for nothing else.
-FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has, so there is that default in proportion as
-well. `skipped`: why a method did not run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on
-purpose."""
+the same prompt and seed. `rows_computed_share` counts the rows that pass the feed-forward layer of the middle block; TaylorSeer on
+attention leaves out attention alone, and computes them all. `default`: the setting that a user gets who asks for nothing else.
+FirstBlockCache's is hardly ever met on this model, and DBCache's first 8 blocks are all it has. `skipped`: why a method did not
+run. An empty PSNR: the picture is the dense one bit for bit, or (`safe_sw`) differs from it on purpose."""
+# Name, setting and what is done to the pipeline.
+Setting = tuple[str, str, Enable]
+# What a setting begins with where it is the library's own.
+DEFAULT = "default:"
+# DBCache, without and with its TaylorSeer calibrator: the order of that.
+CACHE_DITS = {"cache_dit": 0, "cache_dit_taylorseer": 1}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure, log the comparison, write JSON, Markdown and plot."""
-    arguments = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
-    methods = everything() if arguments.sweep else chosen()
-    rows = run(arguments, named(methods, arguments.methods) if arguments.methods else methods)
-    log.info(comparison_table(measured(rows), arguments.cost))
-    return 0
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {NAME}", description=__doc__)
-    add_shots(parser, NAME)
-    parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
-    parser.add_argument("--sweep", action="store_true", help="every setting of every peer, not only the chosen ones")
-    parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
-    arguments = parser.parse_args(argv)
-    if arguments.small:
-        arguments.sizes, arguments.steps, arguments.prompts, arguments.seeds = [256], [20], min(arguments.prompts, 8), 1
-    return arguments
-
-
-# Methods
-
-
-def _unchanged(pipe: Any) -> AbstractContextManager[None]:
+def unchanged(pipe: Any) -> Any:
+    """The pipeline as it is."""
     return nullcontext()
 
 
-DENSE = Peer("dense", "all steps", _unchanged)
+DENSE = Method("dense", "all steps", unchanged)
+
+
+# Ours
 
 
 @contextmanager
-def accelerated(config: SafeConfig, pipe: Any) -> Iterator[None]:
-    """The pipeline with a configuration of ours."""
-    with apply(pipe, config):
-        yield
+def accelerated(config: SafeConfig, pipe: Any) -> Iterator[Any]:
+    """The pipeline with a configuration of ours; what tells its report."""
+    with apply(pipe, config) as safe:
+        yield safe
 
 
-def ours() -> list[Peer]:
+def ours() -> list[Method]:
     """Masks alone, our presets, and the default one with sensitivity-weighted guidance; the preset of the paper goes by that name."""
     texts = {name: preset_text(name, values) for name, values in PRESETS.items()}
     guided = replace(preset(DEFAULT_PRESET), guidance=GuidanceConfig())
     return [
-        Peer("dense_fast_path", "without masks that change nothing", partial(accelerated, SafeConfig(masks=MaskMode.ELIDE))),
-        *(Peer("paper" if name == "paper" else "ours", text, partial(accelerated, preset(name))) for name, text in texts.items()),
-        Peer("safe_sw", texts[DEFAULT_PRESET], partial(accelerated, guided)),
+        Method("dense_fast_path", "without masks that change nothing", partial(accelerated, SafeConfig(masks=MaskMode.ELIDE))),
+        *(Method("paper" if name == "paper" else "ours", text, partial(accelerated, preset(name))) for name, text in texts.items()),
+        Method("safe_sw", texts[DEFAULT_PRESET], partial(accelerated, guided)),
     ]
 
 
-# On or near the Pareto curve of their family, by rows and PSNR, from a sweep of all settings on two tuning prompts at 256 px, 20 steps.
+# Peers
+
+
+def caches() -> list[Method]:
+    """Every library at its default and at the settings that were near its Pareto curve, by rows and PSNR, in a sweep on two tuning prompts.
+
+    What MagCache learns is shared by its settings in this list.
+    """
+    settings = itertools.chain(_cache_dits(), _block_caches(), _mag_caches())
+    return [Method(*setting, default=setting[1].startswith(DEFAULT)) for setting in settings]
+
+
+def defaults() -> list[Method]:
+    """Every library at its default."""
+    return [peer for peer in caches() if peer.default]
+
+
+def _cache_dits() -> Iterator[Setting]:
+    for name, order in CACHE_DITS.items():
+        yield name, "default: 8 blocks first, warm-up 8, threshold 0.08", partial(cache_dit, {}, order)
+        for first, warmup, threshold in ((1, 3, 0.24), (1, 4, 0.16), (4, 4, 0.16), (1, 3, 0.08)):
+            values = {"Fn_compute_blocks": first, "max_warmup_steps": warmup, "residual_diff_threshold": threshold}
+            text = f"{first} block{'s' * (first > 1)} first, warm-up {warmup}, threshold {threshold}"
+            yield name, text, partial(cache_dit, values, order)
+
+
+def _block_caches() -> Iterator[Setting]:
+    name = "first_block_cache"
+    yield name, "default: threshold 0.05", hooked(first_block)
+    for threshold in (0.08, 0.12, 0.16, 0.25):
+        yield name, f"threshold {threshold}", hooked(partial(first_block, threshold=threshold))
+    name = "taylorseer_cache"
+    yield name, "default: attention, interval 5, from step 3, order 1", hooked(taylor_seer)
+    for interval, first in ((2, 4), (2, 3), (3, 3), (4, 4)):
+        change = partial(taylor_seer, lite=True, cache_interval=interval, disable_cache_before_step=first)
+        yield name, f"head alone, interval {interval}, from step {first}, order 1, float32", hooked(change)
+
+
+def _mag_caches() -> Iterator[Setting]:
+    name, known = "mag_cache", Ratios()
+    text = "default: threshold 0.06, at most 3 in a row, first 20% dense; own calibration (Flux: the library's)"
+    yield name, text, magnitudes(known)
+    for most in (1, 2, 3):
+        yield name, f"threshold 0.5, at most {most} in a row, first 20% dense", magnitudes(known, threshold=0.5, max_skip_steps=most)
+
+
+# Of what every host has, chosen in the same way.
 CHOSEN: dict[str, tuple[str, ...]] = {
-    "cache_dit": (
-        "1 block first, warm-up 3, threshold 0.24", "1 block first, warm-up 4, threshold 0.16", "4 blocks first, warm-up 4, threshold 0.16",
-    ),
-    "cache_dit_taylorseer": (
-        "1 block first, warm-up 3, threshold 0.24", "1 block first, warm-up 4, threshold 0.16", "1 block first, warm-up 3, threshold 0.08",
-    ),
-    "first_block_cache": ("threshold 0.25", "threshold 0.16", "threshold 0.12", "threshold 0.08"),
-    "taylorseer_cache": tuple(
-        f"head alone, interval {interval}, from step {first}, order 1, float32" for interval, first in ((2, 4), (2, 3), (3, 3), (4, 4))
-    ),
-    "mag_cache": tuple(f"threshold 0.5, at most {most} in a row, first 20% dense" for most in (1, 2, 3)),
-    "pyramid_attention_broadcast": ("every 3, timesteps 100 to 800", "every 4, timesteps 100 to 800"),
-    "faster_cache": tuple(f"uncond every {every} below 800, weight {weight}" for every, weight in ((2, 1.0), (3, 1.1), (5, 1.1))),
     "fewer_steps": tuple(f"{share}% of the steps" for share in (30, 40, 50, 60)),
     "whole_steps_hold": ("30% early", "40% early", "50% early", "60% early"),
     "whole_steps_linear": (
         "30% even, x0.6", "40% even, x0.6", "warm-up 4, 1 of 3, x0.6", "50% early, x0.6", "warm-up 3, 1 of 2, x1.0",
         "warm-up 4, 1 of 2, x1.0", "60% early, x0.6", "60% early, last, x0.6",
     ),
+    "whole_steps_taylor": (),
+    AT_OUR_STEPS: tuple(f"{name}'s steps, x0.6" for name, values in PRESETS.items() if values.schedule.skipped_steps),
 }  # fmt: skip
-# DBCache's default computes 8 blocks first, which the demo model has in all; of the 24 and more of a true model they are a third.
-THIRD = 3
-# How far the line is followed, as in the measurement in ComfyUI.
-DAMPING = 0.6
 
 
-def in_proportion() -> list[Peer]:
-    """DBCache's default as it would be on a model that is deeper."""
-    setting = f"default, in proportion: {THIRD} of 8 blocks first, warm-up 8, threshold 0.08"
-    orders = {"cache_dit": 0, "cache_dit_taylorseer": 1}
-    return [Peer(name, setting, partial(cache_dit, {"Fn_compute_blocks": THIRD}, order)) for name, order in orders.items()]
+def methods() -> list[Method]:
+    """Everybody but dense, which is the reference and goes without saying."""
+    borrowed = [*fewer_steps(unchanged), *whole_steps_of(whole_steps), *at_our_steps(whole_steps)]
+    return [*ours(), *caches(), *picked(borrowed, CHOSEN)]
 
 
-def at_our_steps() -> list[Peer]:
-    """The strongest simple peer with the steps of our presets: how much of our lead is their choice."""
-    found = []
-    for name, values in PRESETS.items():
-        if values.skipped_steps:
-            install = partial(whole_steps, partial(steps_computed, values), 1, DAMPING)
-            found.append(Peer(AT_OUR_STEPS, f"{name}'s steps, x{DAMPING}", partial(around_calls, install)))
-    return found
+# The measurement
 
 
-def everything() -> list[Peer]:
-    """Every setting of everybody."""
-    return [*ours(), *in_proportion(), *at_our_steps(), *sweep()]
-
-
-def chosen() -> list[Peer]:
-    """Ours, every library at its default, and the settings in `CHOSEN`."""
-    peers = [peer for peer in sweep() if peer.default or peer.setting in CHOSEN.get(peer.name, ())]
-    return [*ours(), *in_proportion(), *at_our_steps(), *peers]
-
-
-# Measurement
+def main(argv: Sequence[str]) -> int:
+    """Measure, log the comparison, write JSON, Markdown and plot."""
+    arguments = read(options("diffusers-fidelity", __doc__, CAPTION), argv)
+    run(arguments, Bench(arguments.device).sample, [DENSE, *named(methods(), arguments.methods)])
+    return 0
 
 
 class Bench:
@@ -165,67 +158,11 @@ class Bench:
         self.device = device
         self.pipe = load_demo_pipeline(device=device)
 
-    def sample(self, peer: Peer, cell: Cell, shot: Shot) -> Sample:
-        """One picture by one method; Unsupported where it does not run."""
-        call: dict[str, Any] = {"height": cell.size, "width": cell.size, "num_inference_steps": cell.steps, "output_type": "latent"}
-        generator = torch.Generator().manual_seed(shot.seed)
-        peak_is_known = reset_peak(self.device)
-        with peer.enable(self.pipe), self._counted_rows() as rows:
-            started = now(self.device)
-            latents = self.pipe(shot.scene.caption, generator=generator, **call).images
-            seconds, peak = now(self.device) - started, peak_bytes_of(self.device) if peak_is_known else None
-        return Sample(self.pipe.decode(latents, "np")[0], seconds, sum(rows), peak)
-
-    @contextmanager
-    def _counted_rows(self) -> Iterator[list[int]]:
-        """Within a block, as caches stand before the blocks themselves."""
-        rows: list[int] = []
+    def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
+        """One picture by one method; Unsupported where it does not run. Rows are counted within a block: caches stand before the blocks."""
+        steps, generator = method.steps(cell.steps), torch.Generator().manual_seed(shot.seeds[0])
+        call: dict[str, Any] = {"height": cell.size, "width": cell.size, "num_inference_steps": steps, "output_type": "latent"}
         layers = self.pipe.transformer.layers
-        inner = layers[len(layers) // 2].feed_forward
-        handle = inner.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0] * inputs[0].shape[1]))
-        try:
-            yield rows
-        finally:
-            handle.remove()
-
-    def measure(self, cell: Cell, peers: Sequence[Peer], shots: Sequence[Shot], journal: Journal | None = None) -> list[dict[str, Any]]:
-        """One row a method, dense first; of one that does not run, why. Pictures that the journal has are not made again."""
-        journal, everything = journal or Journal(), [DENSE, *peers]
-        skipped = make_in_turn(self.sample, everything, cell, shots, journal)
-        ran = {peer: journal.row(peer, cell, shots, peer.name not in NOT_COMPARED) for peer in everything if peer not in skipped}
-        return [{**names_of(peer, cell), **ran.get(peer, {"skipped": skipped.get(peer)})} for peer in everything]
-
-
-def names_of(peer: Peer, cell: Cell) -> dict[str, Any]:
-    """What tells a row from others of a measurement."""
-    names = {"method": peer.name, "setting": peer.setting, "default": peer.default, "model": "demo"}
-    return {**names, "resolution": f"{cell.size}x{cell.size}", "steps": cell.steps, "sampler": SAMPLER}
-
-
-def run(arguments: argparse.Namespace, peers: Sequence[Peer]) -> list[dict[str, Any]]:
-    """Every cell in turn; what is there so far is published after each."""
-    bench, machine = Bench(arguments.device), environment(arguments.device)
-    journal = Journal(arguments.out / f"{NAME}.jsonl", machine, arguments.resume)
-    rows = kept_rows(arguments.out / f"{NAME}.json", machine) if arguments.resume else []
-    shots, asked = shots_of(arguments), asked_of(arguments)
-    for size, steps in itertools.product(arguments.sizes, arguments.steps):
-        cell, known = Cell(size, steps, SAMPLER), {identity(row) for row in rows}
-        missing = [peer for peer in peers if identity({**names_of(peer, cell), **asked}) not in known]
-        if missing:
-            fresh = [{**row, **asked} for row in bench.measure(cell, missing, shots, journal)]
-            rows += [row for row in fresh if identity(row) not in known]
-        publish(arguments, machine, [finite(row) for row in rows])
-    return rows
-
-
-def measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows to compare: of methods that ran, and that leave out more than masks."""
-    return [row for row in rows if "skipped" not in row and row["method"] != "dense_fast_path"]
-
-
-def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write JSON, both tables and the plot of the rows so far."""
-    ran, cost = measured(rows), arguments.cost
-    tables = [markdown_table(rows, (*COLUMNS, "default", "skipped")), COMPARISON_CAPTION.format(cost=cost), comparison_table(ran, cost)]
-    save(arguments.out, NAME, {"environment": machine, "rows": rows, "comparison": compare(ran, cost)}, "\n\n".join([CAPTION, *tables]))
-    plot(arguments.out / f"{NAME}.png", ran, cost)
+        with method.change(self.pipe), rows_through(layers[len(layers) // 2].feed_forward) as rows:
+            made, seconds, peak = timed(lambda: self.pipe(shot.captions, generator=generator, **call), self.device)
+        return Sample(self.pipe.decode(made.images, "np"), seconds, sum(rows), peak)

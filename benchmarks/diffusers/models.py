@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIXELS_A_TOKEN = 16
 # A sentence of fifty words, and what is left of an empty prompt: the first token. Z-Image puts both into a chat's frame.
 WORDS, EMPTY, EMPTY_CHAT = 64, 1, 16
 
@@ -71,123 +70,70 @@ class Stack:
 
 @dataclass(frozen=True)
 class SpeedModel:
-    """One published model. `small`: what of its configuration is smaller on a CPU; `call`: the pipeline's arguments."""
+    """One published model: what of its configuration is not the class's default, or is read here; `call`: the pipeline's arguments.
+
+    `small`, `small_prompt`: what is smaller on a CPU.
+    """
 
     name: str
     pipeline: str
     transformer: str
-    scheduler: str
     steps: int
-    prompt: PromptShape
     stacks: tuple[Stack, ...]
     config: Mapping[str, Any]
     small: Mapping[str, Any]
-    small_prompt: PromptShape
+    prompt: PromptShape
+    small_prompt: Mapping[str, Any]
+    call: Mapping[str, Any]
     scheduling: Mapping[str, Any] = field(default_factory=dict)
-    call: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str = "FlowMatchEulerDiscreteScheduler"
 
     def scaled_down(self) -> SpeedModel:
         """The same architecture, with fewer and narrower blocks."""
-        return replace(self, config={**self.config, **self.small}, prompt=self.small_prompt)
+        return replace(self, config={**self.config, **self.small}, prompt=replace(self.prompt, **self.small_prompt))
 
 
-_EULER = "FlowMatchEulerDiscreteScheduler"
-_DIFFUSERS_BLOCKS = "transformer_blocks"
-
+_BLOCKS = Stack("transformer_blocks", "attn.to_q", "ff.net.2")
 LUMINA_NEXT = SpeedModel(
-    name="lumina-next",
-    pipeline="LuminaPipeline",
-    transformer="LuminaNextDiT2DModel",
-    scheduler=_EULER,
-    steps=30,
-    prompt=PromptShape(WORDS, 2048, WORDS, EMPTY, masked=True),
-    stacks=(Stack("layers", "attn1.to_q", "feed_forward.linear_2"),),
-    config={
-        "sample_size": 128, "patch_size": 2, "in_channels": 4, "hidden_size": 2304, "num_layers": 24, "num_attention_heads": 32,
-        "num_kv_heads": 8, "multiple_of": 256, "norm_eps": 1e-5, "learn_sigma": True, "qk_norm": True, "cross_attention_dim": 2048,
-    },
+    "lumina-next", "LuminaPipeline", "LuminaNextDiT2DModel", 30, (Stack("layers", "attn1.to_q", "feed_forward.linear_2"),),
+    config={"hidden_size": 2304, "num_layers": 24, "num_attention_heads": 32, "num_kv_heads": 8, "multiple_of": 256},
     # Heads of 72 channels and four to a key-value head as in the true one: 768 px are then as heavy in attention as its 2048 px.
     small={"hidden_size": 288, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 1, "cross_attention_dim": 256},
-    small_prompt=PromptShape(WORDS, 256, WORDS, EMPTY, masked=True),
+    prompt=PromptShape(WORDS, 2048, WORDS, EMPTY, masked=True), small_prompt={"width": 256},
     call={"prompt": None, "guidance_scale": 4.0},
 )  # fmt: skip
-
 SD3_MEDIUM = SpeedModel(
-    name="sd3-medium",
-    pipeline="StableDiffusion3Pipeline",
-    transformer="SD3Transformer2DModel",
-    scheduler=_EULER,
-    scheduling={"shift": 3.0},
-    steps=28,
-    prompt=PromptShape(77 + 256, 4096, 77 + 256, 77 + 256, pooled=2048),
-    stacks=(Stack(_DIFFUSERS_BLOCKS, "attn.to_q", "ff.net.2"),),
-    config={
-        "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24, "num_attention_heads": 24,
-        "attention_head_dim": 64, "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 192,
-    },
+    "sd3-medium", "StableDiffusion3Pipeline", "SD3Transformer2DModel", 28, (_BLOCKS,),
+    config={"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
     small={
         "num_layers": 3, "num_attention_heads": 4, "joint_attention_dim": 256, "caption_projection_dim": 256, "pooled_projection_dim": 64,
     },
-    small_prompt=PromptShape(WORDS, 256, WORDS, WORDS, pooled=64),
-    call={"guidance_scale": 7.0},
+    prompt=PromptShape(77 + 256, 4096, 77 + 256, 77 + 256, pooled=2048),
+    small_prompt={"rows": WORDS, "width": 256, "valid": WORDS, "negative": WORDS, "pooled": 64},
+    call={"guidance_scale": 7.0}, scheduling={"shift": 3.0},
 )  # fmt: skip
-
 FLUX1_DEV = SpeedModel(
-    name="flux1-dev",
-    pipeline="FluxPipeline",
-    transformer="FluxTransformer2DModel",
-    scheduler=_EULER,
-    scheduling={"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
-    steps=28,
-    prompt=PromptShape(512, 4096, 512, pooled=768),
-    stacks=(Stack(_DIFFUSERS_BLOCKS, "attn.to_q", "ff.net.2"), Stack("single_transformer_blocks", "attn.to_q", "proj_mlp")),
-    config={
-        "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
-        "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
-    },
+    "flux1-dev", "FluxPipeline", "FluxTransformer2DModel", 28, (_BLOCKS, Stack("single_transformer_blocks", "attn.to_q", "proj_mlp")),
+    config={"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
     small={"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 256, "pooled_projection_dim": 64},
-    small_prompt=PromptShape(WORDS, 256, WORDS, pooled=64),
-    call={"guidance_scale": 3.5},
+    prompt=PromptShape(512, 4096, 512, pooled=768), small_prompt={"rows": WORDS, "width": 256, "valid": WORDS, "pooled": 64},
+    call={"guidance_scale": 3.5}, scheduling={"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
 )  # fmt: skip
-
 PIXART_SIGMA = SpeedModel(
-    name="pixart-sigma",
-    pipeline="PixArtSigmaPipeline",
-    transformer="PixArtTransformer2DModel",
-    scheduler="DPMSolverMultistepScheduler",
-    steps=20,
-    prompt=PromptShape(300, 4096, WORDS, EMPTY, masked=True),
-    stacks=(Stack(_DIFFUSERS_BLOCKS, "attn1.to_q", "ff.net.2"),),
-    config={
-        "sample_size": 128, "patch_size": 2, "in_channels": 4, "out_channels": 8, "num_layers": 28, "num_attention_heads": 16,
-        "attention_head_dim": 72, "cross_attention_dim": 1152, "caption_channels": 4096, "interpolation_scale": 2,
-        "use_additional_conditions": False,
-    },
+    "pixart-sigma", "PixArtSigmaPipeline", "PixArtTransformer2DModel", 20, (Stack("transformer_blocks", "attn1.to_q", "ff.net.2"),),
+    config={"num_layers": 28, "caption_channels": 4096, "interpolation_scale": 2, "use_additional_conditions": False},
     small={"num_layers": 3, "num_attention_heads": 4, "cross_attention_dim": 288, "caption_channels": 256},
-    small_prompt=PromptShape(WORDS, 256, WORDS // 2, EMPTY, masked=True),
+    prompt=PromptShape(300, 4096, WORDS, EMPTY, masked=True), small_prompt={"rows": WORDS, "width": 256, "valid": WORDS // 2},
     # Without binning the size asked for is the size made.
-    call={"guidance_scale": 4.5, "negative_prompt": None, "use_resolution_binning": False},
+    call={"guidance_scale": 4.5, "negative_prompt": None, "use_resolution_binning": False}, scheduler="DPMSolverMultistepScheduler",
 )  # fmt: skip
-
 Z_IMAGE = SpeedModel(
-    name="z-image",
-    pipeline="ZImagePipeline",
-    transformer="ZImageTransformer2DModel",
-    scheduler=_EULER,
-    scheduling={"shift": 3.0},
-    steps=50,
-    prompt=PromptShape(WORDS, 2560, WORDS + EMPTY_CHAT, EMPTY_CHAT, listed=True),
-    stacks=(Stack("layers", "attention.to_q", "feed_forward.w2"),),
-    config={
-        "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560,
-        "axes_dims": [32, 48, 48], "axes_lens": [1024, 512, 512],
-    },
+    "z-image", "ZImagePipeline", "ZImageTransformer2DModel", 50, (Stack("layers", "attention.to_q", "feed_forward.w2"),),
+    config={"n_layers": 30},
     small={"dim": 256, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 256},
-    small_prompt=PromptShape(WORDS, 256, WORDS + EMPTY_CHAT, EMPTY_CHAT, listed=True),
-    call={"guidance_scale": 5.0},
+    prompt=PromptShape(WORDS, 2560, WORDS + EMPTY_CHAT, EMPTY_CHAT, listed=True), small_prompt={"width": 256},
+    call={"guidance_scale": 5.0}, scheduling={"shift": 3.0},
 )  # fmt: skip
-
 MODELS = {model.name: model for model in (LUMINA_NEXT, SD3_MEDIUM, FLUX1_DEV, PIXART_SIGMA, Z_IMAGE)}
 
 
@@ -237,19 +183,3 @@ def _random(module: nn.Module, generator: torch.Generator) -> nn.Module:
         else:
             weight.add_(torch.empty_like(weight).normal_(std=0.1, generator=generator))
     return module.requires_grad_(False)
-
-
-def attention_share(config: Mapping[str, Any], size: int) -> float:
-    """Multiply-adds of self-attention / all of a Lumina-Next block, for the image rows of a square picture of `size` pixels."""
-    width, group = config["hidden_size"], config["num_attention_heads"] // config["num_kv_heads"]
-    multiple = config["multiple_of"]
-    inner = multiple * -(-int(8 * width / 3) // multiple)
-    # Queries of image and text, and the output; keys and values; the three layers of the feed-forward.
-    linear = (3 + 2 / group) * width**2 + 3 * width * inner
-    attention = 2 * image_tokens(size) * width
-    return attention / (attention + linear)
-
-
-def image_tokens(size: int) -> int:
-    """Tokens of a square picture; all these models take 16 pixels a token."""
-    return (size // PIXELS_A_TOKEN) ** 2

@@ -14,23 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_dit_engine.cli.clock import now, peak_bytes_of, reset_peak
-from safe_dit_engine.hosts.diffusers.pipeline import Accelerated
 from safe_dit_engine.report import RunReport
 from safe_dit_engine.steps.plan import StepKind
 
+from ..measure.in_turn import timed
 from .models import Subject
 
+# The context tells the report of a method of ours.
 Enable = Callable[[Any], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the rows of one comparison share: a square picture of `size` pixels in so many steps."""
-
-    size: int
-    steps: int
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,35 +66,24 @@ class Readings:
         return [begin.elapsed_time(end) / 1000 if self.device == "cuda" else end - begin for begin, end in pairs]
 
 
-def sample(subject: Subject, enable: Enable, cell: Cell) -> Sample:
+def sample(subject: Subject, enable: Enable, size: int, steps: int, seed: int = 0) -> Sample:
     """Make one picture; whatever the method or the pipeline raises is passed on."""
     release(subject.device)
-    peak_is_known = reset_peak(subject.device)
     # The layers are looked up before a method may put others in their place.
     with metered(subject) as readings, enable(subject.pipe) as handle:
-        started = now(subject.device)
-        subject.picture(cell.size, cell.steps, cell.seed)
-        seconds = now(subject.device) - started
-    calls = readings.call_seconds()
-    report = handle.report() if isinstance(handle, Accelerated) else None
-    return Sample(
-        seconds,
-        sum(calls),
-        readings.rows["middle"],
-        readings.rows["feed_forward"],
-        readings.rows["attention"],
-        peak_bytes_of(subject.device) if peak_is_known else None,
-        torch.cuda.max_memory_reserved() if subject.device == "cuda" else None,
-        *_selective(report, calls),
-        tuple(report.notes) if report is not None else (),
-    )
+        _, seconds, peak = timed(lambda: subject.picture(size, steps, seed), subject.device)
+    calls, rows = readings.call_seconds(), readings.rows
+    reserved = torch.cuda.max_memory_reserved() if subject.device == "cuda" else None
+    report: RunReport | None = None if handle is None else handle.report()
+    selective = (None, None) if report is None else _selective(report, calls)
+    notes = () if report is None else tuple(report.notes)
+    counts = (rows["middle"], rows["feed_forward"], rows["attention"])
+    return Sample(seconds, sum(calls), *counts, peak, reserved, *selective, notes)
 
 
-def _selective(report: RunReport | None, calls: list[float]) -> tuple[float | None, float | None]:
-    records = report.evaluations if report is not None else []
-    if not records:
-        return None, None
-    found = [pair for pair in zip(calls, records, strict=True) if pair[1].kind is StepKind.SELECTIVE]
+def _selective(report: RunReport, calls: list[float]) -> tuple[float | None, float | None]:
+    records = report.evaluations
+    found = [pair for pair in zip(calls, records, strict=True) if pair[1].kind is StepKind.SELECTIVE] if records else []
     if not found:
         return None, None
     return statistics.median(seconds for seconds, _ in found), statistics.median(row.rows_active / row.rows_total for _, row in found)

@@ -1,55 +1,185 @@
-"""Pictures of several methods in turn, beside the dense one of the same prompt and seed: the loop that every such bench shares."""
+"""The loop that every bench of methods shares: all methods of a cell in turn, shot by shot, so that a slow moment of the machine hits all.
+
+What a bench must say: how one method makes one shot, and what is kept of it. Only that record stays, in a journal that can be resumed.
+"""
 
 from __future__ import annotations
 
-import logging
+import functools
+import json
 import random
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-from .journal import Cell, Journal, Named, Sample, Shot
+import numpy as np
+from torch import nn
 
-log = logging.getLogger("safe_dit.bench")
+from safe_dit_engine.cli.clock import now, peak_bytes_of, reset_peak
 
-# Judged by what is in the picture: it differs from dense on purpose.
-NOT_COMPARED = ("safe_sw",)
-M = TypeVar("M", bound=Named)
-Make = Callable[[M, Cell, Shot], Sample]
+from ..command import log
+from ..demo_model.scenes import Scene
+from .methods import Method
+
+T = TypeVar("T")
+Record = dict[str, Any]
+# `make(method, cell, shot)`, and `judge(sample, reference, shot)`, where `reference()` is the dense sample of the same shot.
+Make = Callable[[Method, Any, Any], Any]
+Judge = Callable[[Any, Callable[[], Any], Any], Record]
+
+# A measurement of another processor, device or version is another measurement.
+SAME_MACHINE = ("processor", "device", "torch", "diffusers")
 
 
 class Unsupported(Exception):
     """A method does not run on a model; the message is one sentence that says why."""
 
 
-def make_in_turn(make: Make[M], methods: Sequence[M], cell: Cell, shots: Sequence[Shot], journal: Journal) -> dict[M, str]:
-    """Make the pictures that the journal lacks; `methods[0]` is dense. What does not run, and why."""
-    skipped: dict[M, str] = {}
-    warm = False
+class OutOfMemory(Unsupported):
+    """There is no room for a sample, and there will be none when the measurement is resumed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the rows of one comparison share: square pictures of `size` pixels in so many steps."""
+
+    size: int
+    steps: int
+    sampler: str
+
+    def described(self) -> Record:
+        """What every row says of it."""
+        return {"resolution": f"{self.size}x{self.size}", "steps": self.steps, "sampler": self.sampler}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A batch of pictures to make, most often of one."""
+
+    scenes: tuple[Scene, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        """What the pictures show."""
+        return [scene.caption for scene in self.scenes]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from others in a journal."""
+        return (*self.captions, *self.seeds)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures made: `[N, H, W, 3]` in [0, 1]."""
+
+    pictures: np.ndarray
+    seconds: float
+    rows: float
+    peak_bytes: int | None
+
+
+def machine_of(environment: Mapping[str, Any]) -> Record:
+    """What must be the same for results to be kept."""
+    return {key: environment.get(key) for key in SAME_MACHINE}
+
+
+class Journal:
+    """A record for each sample made: in memory, and with a path in a file as well, a JSON line each.
+
+    With `resume`, what the file has from this machine is kept; without it, or from another machine, it begins anew. Keys: a method's name
+    and setting, the cell's fields, and the shot's key; without the latter, a record says why the method does not run in the cell.
+    """
+
+    def __init__(self, path: Path | None = None, environment: Mapping[str, Any] | None = None, resume: bool = False) -> None:
+        self._path = path
+        self.known: dict[tuple[Any, ...], Record] = {}
+        if path is not None:
+            head = json.dumps(machine_of(environment or {})) + "\n"
+            text = path.read_text(encoding="utf-8") if resume and path.is_file() else ""
+            # Without a last line that was cut short.
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            lines = lines if lines[:1] == [head] else [head]
+            self.known = {tuple(key): record for key, record in map(json.loads, lines[1:])}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(lines), encoding="utf-8")
+
+    def get(self, method: Method, cell: Any, shot: Any = None) -> Record | None:
+        """What is known of a sample."""
+        return self.known.get(_key(method, cell, shot))
+
+    def add(self, method: Method, cell: Any, shot: Any, record: Record) -> None:
+        """Keep a record."""
+        key = _key(method, cell, shot)
+        self.known[key] = record
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, record]) + "\n")
+
+    def records(self, method: Method, cell: Any, shots: Sequence[Any] | None = None) -> list[Record]:
+        """What is known of a method in a cell, of these shots or of all."""
+        if shots is not None:
+            return [record for shot in shots if (record := self.get(method, cell, shot)) is not None]
+        start = _key(method, cell, None)
+        return [record for key, record in self.known.items() if key[: len(start)] == start != key]
+
+
+def _key(method: Method, cell: Any, shot: Any) -> tuple[Any, ...]:
+    return (method.name, method.setting, *astuple(cell), *(() if shot is None else shot.key))
+
+
+def make_in_turn(
+    make: Make, judge: Judge, methods: Sequence[Method], cell: Any, shots: Sequence[Any], journal: Journal, warm_up: Any = None
+) -> dict[Method, str]:
+    """Make and judge what the journal lacks; `methods[0]` is dense. What does not run, and why.
+
+    `warm_up`: a cell that each method is tried in first, where time is measured.
+    """
+    dense = methods[0]
+    refused: dict[Method, str] = {method: record["skipped"] for method in methods if (record := journal.get(method, cell)) is not None}
     for number, shot in enumerate(shots):
-        missing = [method for method in methods if method not in skipped and not journal.has(method, cell, shot)]
-        if missing and not warm:
-            _warm_up(make, methods, cell, shot)
-            warm = True
-        if missing:
-            skipped |= _make_shot(make, methods[0], missing, cell, shot, journal, number)
-        log.info("%s px, %s steps, %s: picture %s of %s", cell.size, cell.steps, cell.sampler, number + 1, len(shots))
-    return skipped
+        missing = [method for method in methods if method not in refused and journal.get(method, cell, shot) is None]
+        if missing and warm_up is not None:
+            _warm_up(make, methods, warm_up, shot)
+            warm_up = None
+        # Dense first; the others in another order for each shot, so that none is always in the shadow of the same neighbour.
+        random.Random(number).shuffle(missing)
+        reference = functools.cache(functools.partial(make, dense, cell, shot))
+        for method in sorted(missing, key=lambda method: method is not dense):
+            try:
+                sample = reference() if method is dense else make(method, cell, shot)
+                journal.add(method, cell, shot, judge(sample, reference, shot))
+            except Unsupported as error:
+                refused[method] = str(error)
+                if isinstance(error, OutOfMemory):
+                    journal.add(method, cell, None, {"skipped": str(error)})
+        log.info("%s: %s of %s", ", ".join(str(part) for part in astuple(cell)), number + 1, len(shots))
+    return refused
 
 
-def _make_shot(make: Make[M], dense: M, missing: list[M], cell: Cell, shot: Shot, journal: Journal, number: int) -> dict[M, str]:
-    reference, skipped = make(dense, cell, shot), dict[M, str]()
-    # Another order for each shot, so that none is always measured in the shadow of the same neighbour.
-    for method in random.Random(number).sample(missing, len(missing)):
-        try:
-            journal.add(method, cell, shot, reference if method is dense else make(method, cell, shot), reference)
-        except Unsupported as error:
-            skipped[method] = str(error)
-    return skipped
-
-
-def _warm_up(make: Make[M], methods: Sequence[M], cell: Cell, shot: Shot) -> None:
+def _warm_up(make: Make, methods: Sequence[Method], cell: Any, shot: Any) -> None:
     """Each method once; settings of one method run the same code, and may share what it learns."""
     for method in {method.name: method for method in methods}.values():
         with suppress(Unsupported):
             make(method, cell, shot)
+
+
+def timed(call: Callable[[], T], device: str) -> tuple[T, float, int | None]:
+    """What a call returns, its seconds, and the peak of memory in bytes meanwhile, None where it is not known."""
+    is_known, started = reset_peak(device), now(device)
+    result = call()
+    return result, now(device) - started, peak_bytes_of(device) if is_known else None
+
+
+@contextmanager
+def rows_through(module: nn.Module) -> Iterator[list[int]]:
+    """Rows, text rows and conds counted, of every call of a module."""
+    rows: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[:-1].numel()))
+    try:
+        yield rows
+    finally:
+        handle.remove()

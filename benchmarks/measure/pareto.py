@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..command import panels
+
 Row = Mapping[str, Any]
 Point = tuple[float, float]
 Curves = dict[str, list[Point]]
@@ -23,10 +25,11 @@ DRAWS, INTERVAL = 400, (2.5, 97.5)
 OURS = "ours"
 # Has a curve but is no peer: it borrows the steps that we chose, and shows how much of our lead is their choice.
 AT_OUR_STEPS = "linear_at_our_steps"
-# In a first round of few pictures, a peer this far below the best one at its cost is out of the race.
-OUT_OF_REACH_DB = 3.0
-# Not on a curve: the reference itself, and what differs from it on purpose.
-OFF_CURVE = ("dense", "safe_sw")
+# Not on a curve: the reference itself, also without its masks, and what differs from it on purpose.
+OFF_CURVE = ("dense", "dense_fast_path", "safe_sw")
+
+
+# Curves
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
@@ -40,12 +43,8 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 def quality_at(curve: Sequence[Point], cost: float) -> float | None:
     """Quality a Pareto curve reaches at `cost`: on the line between its points, its best above them, None below its cheapest."""
-    if not curve or cost < curve[0][0]:
-        return None
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
-        if cost <= x1:
-            return y0 + (y1 - y0) * (cost - x0) / (x1 - x0)
-    return curve[-1][1]
+    costs, qualities = zip(*curve) if curve else ((), ())
+    return None if not costs or cost < costs[0] else float(np.interp(cost, costs, qualities))
 
 
 def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: str = "psnr_db") -> Curves:
@@ -57,6 +56,17 @@ def curves_of(rows: Iterable[Row], cost: str = "seconds_over_dense", quality: st
     return {family: pareto(found) for family, found in points.items()}
 
 
+def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by size, step count and sampler."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[key] for key in CELL), []).append(row)
+    return cells
+
+
+# The comparison
+
+
 def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[str, Any]]:
     """`ours` against the best peer at the same cost: at each of our settings, and at the shares `READ_AT`, for every cell.
 
@@ -64,60 +74,47 @@ def compare(rows: Sequence[Row], cost: str = "seconds_over_dense") -> list[dict[
     and `closer_share` the share of pictures in which we are ahead: None where rows do not say each picture's PSNR.
     """
     compared = []
-    for cell, everybody in cells_of(rows).items():
-        members = of_most_pictures(everybody)
-        curves = curves_of(members, cost)
-        details = {detail: curves_of(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
-        intervals = lead_intervals(members, cost)
-        for (at, where, row), (low, high) in zip(_readings(members, cost), intervals, strict=True):
-            reading = {**dict(zip(CELL, cell)), "at": at, "cost": where, **_against_peers(curves, where, row, "psnr_db")}
-            reading |= {"difference_db_low": low, "difference_db_high": high, **_of_single_pictures(members, cost, reading, row)}
-            for detail, of_detail in details.items():
-                reading[f"difference_db_{detail}"] = _against_peers(of_detail, where, row, f"psnr_db_{detail}")["difference_db"]
-            compared.append(reading)
+    for cell, members in cells_of(rows).items():
+        found = _readings(members, cost)
+        details = {f"difference_db_{detail}": _readings(members, cost, f"psnr_db_{detail}") for detail in DETAILS}
+        for number, (reading, (low, high)) in enumerate(zip(found, _intervals(members, cost), strict=True)):
+            more = {key: of_detail[number]["difference_db"] for key, of_detail in details.items()}
+            interval = {"difference_db_low": low, "difference_db_high": high}
+            compared.append({**dict(zip(CELL, cell)), **reading, **interval, **_of_single_pictures(members, cost, reading), **more})
     return compared
 
 
-def of_most_pictures(rows: Sequence[Row]) -> list[Row]:
-    """The rows of a cell that can be compared: those whose methods were still in the race when most pictures were made."""
-    counts = [row.get("prompts", 1) * row.get("seeds", 1) for row in rows]
-    return [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]
+def _readings(rows: Sequence[Row], cost: str, quality: str = "psnr_db") -> list[dict[str, Any]]:
+    """Ours and each peer at each of our settings, then at `READ_AT`."""
+    curves = curves_of(rows, cost, quality)
+    ours = curves.pop(OURS, [])
+    places = [(row["setting"], row[cost], row[quality]) for row in rows if row["method"] == OURS]
+    found = []
+    for at, where, own in places + [(f"{share:.0%} of dense", share, quality_at(ours, share)) for share in READ_AT]:
+        peers = {family: quality_at(curve, where) for family, curve in sorted(curves.items())}
+        known = {family: value for family, value in peers.items() if value is not None and family != AT_OUR_STEPS}
+        best = max(known, key=lambda family: known[family], default=None)
+        lead = None if own is None or best is None else own - known[best]
+        best_db = None if best is None else known[best]
+        beside = {"ours_db": own, "best_peer": best, "best_peer_db": best_db, "difference_db": lead}
+        found.append({"at": at, "cost": where, **beside, **peers})
+    return found
 
 
-def near_the_best(rows: Sequence[Row], cost: str = "seconds_over_dense") -> set[tuple[str, str]]:
-    """Methods and settings of a cell that are not out of reach of the best peer at their cost, and those that do not race with it."""
-    racing = [row for row in rows if row["method"] not in (OURS, *OFF_CURVE) and row["psnr_db"] is not None]
-    peers = [row for row in racing if row["method"] != AT_OUR_STEPS]
-    best = pareto((row[cost], row["psnr_db"]) for row in peers)
-    behind = [row for row in racing if row["psnr_db"] < _or_least(quality_at(best, row[cost])) - OUT_OF_REACH_DB]
-    return {(row["method"], row["setting"]) for row in rows if row not in behind}
-
-
-def _readings(rows: Sequence[Row], cost: str) -> list[tuple[str, float, Row | None]]:
-    found: list[tuple[str, float, Row | None]] = [(row["setting"], row[cost], row) for row in rows if row["method"] == OURS]
-    return found + [(f"{share:.0%} of dense", share, None) for share in READ_AT]
-
-
-def lead_intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, float | None]]:
-    """For each reading, between which leads `INTERVAL` of the draws lie."""
-    readings = len(_readings(rows, cost))
-    leads: list[list[float | None]] = [[] for _ in range(readings)]
-    for drawn in _drawn_again(rows):
-        curves = curves_of(drawn, cost)
-        for found, (_, where, row) in zip(leads, _readings(drawn, cost), strict=True):
-            found.append(_against_peers(curves, where, row, "psnr_db")["difference_db"])
-    return [_interval(found) for found in leads]
-
-
-def _drawn_again(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows as other draws of the same pictures make them; the cost stays."""
+def _intervals(rows: Sequence[Row], cost: str) -> list[tuple[float | None, float | None]]:
+    """For each reading, between which leads `INTERVAL` of the draws of pictures lie; the cost stays."""
     compared = _with_each_picture(rows)
     if not compared:
-        return []
+        return [(None, None) for _ in _readings(rows, cost)]
     table = np.array([row["psnr_db_each"] for row in compared])
     draws = np.random.default_rng(0).integers(table.shape[1], size=(DRAWS, table.shape[1]))
-    means = table[:, draws].mean(axis=2)
-    return [[{**row, "psnr_db": value} for row, value in zip(compared, drawn, strict=True)] for drawn in means.T.tolist()]
+    leads = []
+    for means in table[:, draws].mean(axis=2).T.tolist():
+        drawn = [{**row, "psnr_db": value} for row, value in zip(compared, means, strict=True)]
+        leads.append([reading["difference_db"] for reading in _readings(drawn, cost)])
+    # A lead that some draw does not have is no number.
+    bounds = np.percentile(np.array(leads, float), INTERVAL, axis=0).T.tolist()
+    return [(None, None) if math.isnan(low) else (low, high) for low, high in bounds]
 
 
 def _with_each_picture(rows: Sequence[Row]) -> list[Row]:
@@ -127,19 +124,12 @@ def _with_each_picture(rows: Sequence[Row]) -> list[Row]:
     return compared if len(counts) == 1 and 0 not in counts else []
 
 
-def _interval(leads: Sequence[float | None]) -> tuple[float | None, float | None]:
-    known = [lead for lead in leads if lead is not None]
-    if not known or len(known) < len(leads):
-        return None, None
-    low, high = np.percentile(known, INTERVAL)
-    return float(low), float(high)
-
-
-def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any], row: Row | None) -> dict[str, float | None]:
+def _of_single_pictures(rows: Sequence[Row], cost: str, reading: Mapping[str, Any]) -> dict[str, float | None]:
     """How single pictures compare: one that tips over into another picture can outweigh the mean of all others."""
     if reading["difference_db"] is None or not _with_each_picture(rows):
         return {"difference_db_median": None, "closer_share": None}
-    ours = _each_at(rows, cost, OURS, reading["cost"]) if row is None else row["psnr_db_each"]
+    own = [row["psnr_db_each"] for row in rows if (row["method"], row["setting"]) == (OURS, reading["at"])]
+    ours = own[0] if own else _each_at(rows, cost, OURS, reading["cost"])
     leads = np.subtract(ours, _each_at(rows, cost, reading["best_peer"], reading["cost"]))
     return {"difference_db_median": float(np.median(leads)), "closer_share": float((leads > 0).mean())}
 
@@ -152,60 +142,28 @@ def _each_at(rows: Sequence[Row], cost: str, family: str, where: float) -> list[
     return [float(np.interp(where, costs, values)) for values in zip(*(each[point] for point in curve), strict=True)]
 
 
-def _against_peers(curves: Curves, cost: float, row: Row | None, quality: str) -> dict[str, Any]:
-    ours = row[quality] if row is not None else quality_at(curves.get(OURS, []), cost)
-    peers = {family: quality_at(curve, cost) for family, curve in sorted(curves.items()) if family != OURS}
-    best = max((family for family in peers if family != AT_OUR_STEPS), key=lambda family: _or_least(peers[family]), default=None)
-    best_db = peers[best] if best is not None else None
-    return {
-        "ours_db": ours,
-        "best_peer": best if best_db is not None else None,
-        "best_peer_db": best_db,
-        "difference_db": None if ours is None or best_db is None else ours - best_db,
-        **peers,
-    }
-
-
-def _or_least(value: float | None) -> float:
-    return -math.inf if value is None else value
-
-
-def cells_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by size, step count and sampler."""
-    cells: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        cells.setdefault(tuple(row[key] for key in CELL), []).append(row)
-    return cells
+# The plot
 
 
 def plot(path: Path, rows: Sequence[Row], cost: str = "seconds_over_dense") -> None:
     """One panel a cell, two in a row: every setting as a dot, every family's Pareto curve as a line, `ours` in front."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     cells = cells_of(rows)
     across = min(2, len(cells))
-    down = math.ceil(len(cells) / across)
-    figure, panels = pyplot.subplots(down, across, figsize=(7 * across, 5 * down), squeeze=False)
-    families = sorted({row["method"] for row in rows if row["method"] not in OFF_CURVE})
-    colours = {family: f"C{index}" for index, family in enumerate(family for family in families if family != OURS)}
-    for panel in panels.flat[len(cells) :]:
-        panel.remove()
-    for panel, (cell, members) in zip(panels.flat, cells.items()):
-        panel.set(title=", ".join(str(part) for part in cell), xlabel=f"{cost}", ylabel="PSNR against dense, dB")
-        for family, curve in sorted(curves_of(members, cost).items()):
-            _draw(panel, family, curve, members, cost, colours.get(family, "black"))
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    families = sorted({row["method"] for row in rows} - {OURS, *OFF_CURVE})
+    colours = {family: f"C{index}" for index, family in enumerate(families)}
+    with panels(path, math.ceil(len(cells) / across), across, 7, 5) as axes:
+        for panel in axes.flat[len(cells) :]:
+            panel.remove()
+        for panel, (cell, members) in zip(axes.flat, cells.items()):
+            panel.set(title=", ".join(str(part) for part in cell), xlabel=f"{cost}", ylabel="PSNR against dense, dB")
+            for family, curve in sorted(curves_of(members, cost).items()):
+                dots = [(row[cost], row["psnr_db"]) for row in members if row["method"] == family and row["psnr_db"] is not None]
+                _draw(panel, family, curve, dots, colours.get(family, "black"))
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=8)
 
 
-def _draw(panel: Any, family: str, curve: list[Point], rows: Sequence[Row], cost: str, colour: str) -> None:
+def _draw(panel: Any, family: str, curve: list[Point], dots: list[Point], colour: str) -> None:
     front = family == OURS
-    dots = [(row[cost], row["psnr_db"]) for row in rows if row["method"] == family and row["psnr_db"] is not None]
     panel.scatter(*zip(*dots), s=40 if front else 8, color=colour, alpha=1.0 if front else 0.35)
     panel.plot(*zip(*curve), color=colour, linewidth=2.5 if front else 1.2, label=family, zorder=3 if front else 2)

@@ -18,8 +18,9 @@ def after_warmup(total: int, warmup: int, interval: int, last: bool) -> frozense
     return frozenset([*range(warmup), *range(warmup - 1, total, interval), *([total - 1] if last else [])])
 
 
-def spread_out(total: int, count: int, power: float, last: bool) -> frozenset[int]:
-    """`count` computed steps, even (`power` 1) or dense at the start and coarser later (above 1); `last`: ends on the last step."""
+def spread_out(total: int, share: float, power: float, last: bool) -> frozenset[int]:
+    """A share of the steps, one at least, even (`power` 1) or dense at the start and coarser later (above 1); `last`: ends on the last."""
+    count = max(1, round(share * total))
     end, parts = (total - 1, max(count - 1, 1)) if last else (total, count)
     found: list[int] = []
     for index in range(count):

@@ -1,24 +1,23 @@
-"""A blind study anyone can run: `python -m benchmarks study page|analyse|simulate`.
+"""A blind study anyone can run: `python -m benchmarks study page|analyse`.
 
 `page` makes one self-contained web page of two folders of pictures; whoever opens it says, pair by pair and blind, which picture is
-better. `analyse` judges the votes it exports; `simulate` tells before a study how many votes it needs.
+better. `analyse` judges the votes it exports.
 
 The score is the share of votes that prefer the accelerated picture, plus half the ties; 0.5 is no preference. The accelerated pictures are
 *non-inferior* when a one-sided lower confidence bound of the score lies above 0.5 - margin.
 
 The bound. A vote of win, tie or loss is a matched pair in the sense of clinical trials, and the score less one half is half the difference
-of two paired proportions. For these, the usual bound in non-inferiority trials is Tango's (Statistics in Medicine 17, 1998): it inverts the
-score test. Unlike a normal or t interval it stays honest with few votes or with ties only: three ties prove nothing, and their bound is
-0.26. Votes of one voter, and votes on one pair, are not independent. A bootstrap over voters is far too narrow with two to five of them, so
-the variance is made robust to both clusterings instead (Cameron, Gelbach and Miller 2011; the largest of the one-way and two-way
-estimates). Its ratio to the variance of independent votes, the design effect, widens the quantile, which is Student's with one degree of
-freedom less than there are clusters. The bound is never tighter than that of independent votes. A single voter's votes speak for that voter
-only; two or three voters can hardly speak for all others, and the bound says so.
+of two paired proportions. Their usual bound in non-inferiority trials is Tango's (Statistics in Medicine 17, 1998), which inverts the score
+test: unlike a normal interval it stays honest with few votes or ties only. Votes of one voter, and votes on one pair, are not independent.
+So the variance is made robust to both clusterings (Cameron, Gelbach and Miller 2011; the largest of the one-way and two-way estimates): its
+ratio to that of independent votes, the design effect, widens the quantile, which is Student's with one degree of freedom less than there
+are clusters. The bound is never tighter than that of independent votes. A single voter's votes speak for that voter only; two or three
+voters can hardly speak for all others, and the bound says so.
 
-Power, at 400 votes, 45 % ties, margin 0.05, confidence 0.95 (`simulate`; the tests hold these figures): votes without any preference pass
+Power, at 400 votes, 45 % ties, margin 0.05, confidence 0.95 (simulated; the tests hold these figures): votes without any preference pass
 in 85 % of studies with one voter, 74 % with ten, 77 % with twenty; 90 % would take 470 votes of one voter. Votes that prefer the dense
-picture 15 points more often (35 % to 20 %, a score of 0.425) pass in 0.2 %. At the margin itself (a score of 0.45) about 5 % pass, also
-when voters differ (spread 0.15), where a bound that takes votes for independent would let pass 15 % with ten voters and 30 % with two.
+picture 15 points more often (a score of 0.425) pass in 0.2 %. At the margin itself (a score of 0.45) about 5 % pass, also when voters
+differ (spread 0.15), where a bound that takes votes for independent would let pass 15 % with ten voters and 30 % with two.
 """
 
 from __future__ import annotations
@@ -29,14 +28,12 @@ import hashlib
 import io
 import itertools
 import json
-import logging
 import random
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -44,9 +41,9 @@ from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.stats import norm  # type: ignore[import-untyped]
 from scipy.stats import t as student
 
-from safe_dit_engine.cli.results import environment, markdown_table, save
+from safe_dit_engine.cli.results import environment, markdown_table
 
-log = logging.getLogger("safe_dit")
+from ..command import log, save
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 METHODS = ("dense", "accelerated")
@@ -61,9 +58,8 @@ class StudyError(ValueError):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three commands."""
+    """Run one of the two commands."""
     arguments = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         arguments.command(arguments)
     except StudyError as error:
@@ -74,9 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; `command` is the function to call."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    whole = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks study", description=__doc__, formatter_class=whole)
     commands = parser.add_subparsers(required=True)
     page = commands.add_parser("page", help="make the page of two folders of pictures with the same names")
     page.add_argument("dense", type=Path)
@@ -89,18 +84,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     analyse.add_argument("votes", type=Path, nargs="+")
     analyse.add_argument("--out", type=Path, default=Path("output/study"))
     analyse.set_defaults(command=run_analyse)
-    simulate = commands.add_parser("simulate", help="share of studies that would come out as non-inferior")
-    simulate.add_argument("--votes", type=int, default=400)
-    simulate.add_argument("--voters", type=int, default=1)
-    simulate.add_argument("--ties", type=float, default=0.45, help="share of ties")
-    simulate.add_argument("--loss", type=float, default=0.0, help="by how much dense is preferred more often (0.15: 15 points)")
-    simulate.add_argument("--spread", type=float, default=0.0, help="standard deviation of that loss between voters")
-    simulate.add_argument("--studies", type=int, default=2000)
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.set_defaults(command=run_simulate)
-    for command in (analyse, simulate):
-        command.add_argument("--margin", type=between(0.0, 0.5), default=0.05)
-        command.add_argument("--confidence", type=between(0.5, 1.0), default=0.95)
+    analyse.add_argument("--margin", type=between(0.0, 0.5), default=0.05)
+    analyse.add_argument("--confidence", type=between(0.5, 1.0), default=0.95)
     return parser.parse_args(argv)
 
 
@@ -137,14 +122,13 @@ def run_page(arguments: argparse.Namespace) -> None:
 
 def common_names(dense: Path, accelerated: Path) -> list[str]:
     """Names of the pictures that lie in both folders."""
-    found = [picture_names(folder) for folder in (dense, accelerated)]
-    both = sorted(found[0] & found[1])
-    if not both:
-        raise StudyError(f"No picture has the same name in both folders: {listed(dense, found[0])}, and {listed(accelerated, found[1])}.")
-    alone = sorted(found[0] ^ found[1])
-    if alone:
-        log.warning("Left out, because they lie in one folder only: %s.", shortened(alone))
-    return both
+    one, other = (picture_names(folder) for folder in (dense, accelerated))
+    if not one & other:
+        found = ", and ".join(f"`{folder}` holds {listed(names)}" for folder, names in ((dense, one), (accelerated, other)))
+        raise StudyError(f"No picture has the same name in both folders: {found}.")
+    if one != other:
+        log.warning("Left out, because they lie in one folder only: %s.", listed(one ^ other))
+    return sorted(one & other)
 
 
 def picture_names(folder: Path) -> set[str]:
@@ -154,14 +138,10 @@ def picture_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()}
 
 
-def listed(folder: Path, names: set[str]) -> str:
-    return f"`{folder}` holds {shortened(sorted(names)) if names else 'no PNG, JPEG or WebP'}"
-
-
-def shortened(names: Sequence[str]) -> str:
+def listed(names: set[str]) -> str:
     """The first few of the names."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(f"`{name}`" for name in names[:5]) + more
+    return ", ".join(f"`{name}`" for name in sorted(names)[:5]) + more if names else "no PNG, JPEG or WebP"
 
 
 def read_pair(dense: Path, accelerated: Path) -> tuple[bytes, bytes]:
@@ -214,15 +194,12 @@ def study_data(
     pairs, key = [], []
     for place in shuffled.sample(range(len(names)), len(names)):
         order = shuffled.sample((0, 1), 2)
+        shown = ["data:image/webp;base64," + base64.b64encode(pictures[place][i]).decode("ascii") for i in order]
         digest = hashlib.sha256(b"".join(pictures[place])).hexdigest()[:16]
-        pairs.append({"id": digest, "pictures": [data_uri(pictures[place][i]) for i in order], "caption": captions.get(names[place], "")})
+        pairs.append({"id": digest, "pictures": shown, "caption": captions.get(names[place], "")})
         key.append({"name": names[place], "methods": [METHODS[i] for i in order]})
     identity = hashlib.sha256(json.dumps([seed, title, [pair["id"] for pair in pairs]]).encode()).hexdigest()
     return {"study": identity, "format": FORMAT, "version": VERSION, "title": title, "pairs": pairs, "key": mask(key, identity)}
-
-
-def data_uri(picture: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(picture).decode("ascii")
 
 
 def mask(key: Any, identity: str) -> str:
@@ -240,8 +217,7 @@ def render(study: Mapping[str, Any]) -> str:
 # The verdict
 
 
-@dataclass(frozen=True)
-class Vote:
+class Vote(NamedTuple):
     """One choice; `score` is 1 for accelerated, 0.5 for a tie, 0 for dense."""
 
     study: str
@@ -270,24 +246,15 @@ def read_votes(paths: Sequence[Path]) -> list[Vote]:
     undone: set[tuple[str, str]] = set()
     for path in paths:
         try:
-            found, taken_back = read_export(path)
+            export = json.loads(path.read_text(encoding="utf-8"))
+            if (export["format"], export["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"its format is {export['format']} {export['version']}, not {FORMAT} {VERSION}")
+            for voter in export["voters"]:
+                votes |= {(voter["voter"], vote["id"]): read_vote(export["study"], voter["voter"], vote) for vote in voter["votes"]}
+                undone |= {(voter["voter"], vote) for vote in voter["undone"]}
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise StudyError(f"`{path}` is not a file of votes that a study page exported ({type(error).__name__}: {error}).") from error
-        votes.update(found)
-        undone |= taken_back
     return [vote for key, vote in votes.items() if key not in undone]
-
-
-def read_export(path: Path) -> tuple[dict[tuple[str, str], Vote], set[tuple[str, str]]]:
-    """Votes by voter and vote id, and the ids of those taken back."""
-    export = json.loads(path.read_text(encoding="utf-8"))
-    if (export["format"], export["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"its format is {export['format']} {export['version']}, not {FORMAT} {VERSION}")
-    votes, undone = {}, set()
-    for voter in export["voters"]:
-        votes.update({(voter["voter"], vote["id"]): read_vote(export["study"], voter["voter"], vote) for vote in voter["votes"]})
-        undone |= {(voter["voter"], vote) for vote in voter["undone"]}
-    return votes, undone
 
 
 def read_vote(study: str, voter: str, vote: Mapping[str, str]) -> Vote:
@@ -359,28 +326,23 @@ def clustered_variance(residuals: np.ndarray, labels: np.ndarray) -> float:
 
 def sentence(row: Mapping[str, Any]) -> str:
     """The verdict in words."""
-    verdict = "Non-inferior" if row["verdict"] == NON_INFERIOR else "Non-inferiority is not shown"
-    relation = "above" if row["verdict"] == NON_INFERIOR else "not above"
+    verdict, relation = ("Non-inferior", "above") if row["verdict"] == NON_INFERIOR else ("Non-inferiority is not shown", "not above")
     bound = f"the lower bound {row['lower_bound']:.4f} of the score ({100 * row['confidence']:g} %, one-sided)"
     return f"{verdict}: {bound} is {relation} {row['threshold']:g}."
 
 
 def remarks_on(votes: Sequence[Vote], row: Mapping[str, Any]) -> list[str]:
     """What a reader of the verdict must know."""
-    remarks = []
-    if row["voters"] == 1:
-        remarks.append("All votes are one voter's, so the verdict is about that voter.")
-    elif row["voters"] < 5:
-        remarks.append(f"With {row['voters']} voters the bound is wide, because so few say little about others.")
-    if row["pairs"] < 10:
-        remarks.append(f"Only {row['pairs']} pair(s) of pictures were voted on.")
-    studies = len({vote.study for vote in votes})
-    if studies > 1:
-        remarks.append(f"The votes come from {studies} different pages.")
-    sides = Counter(vote.choice for vote in votes)
-    if sides["left"] + sides["right"]:
-        remarks.append(f"Of the votes for a side, {sides['left']} were for the left one and {sides['right']} for the right one.")
-    return remarks
+    studies, sides = len({vote.study for vote in votes}), Counter(vote.choice for vote in votes)
+    left, right = sides["left"], sides["right"]
+    remarks = {
+        "All votes are one voter's, so the verdict is about that voter.": row["voters"] == 1,
+        f"With {row['voters']} voters the bound is wide, because so few say little about others.": 1 < row["voters"] < 5,
+        f"Only {row['pairs']} pair(s) of pictures were voted on.": row["pairs"] < 10,
+        f"The votes come from {studies} different pages.": studies > 1,
+        f"Of the votes for a side, {left} were for the left one and {right} for the right one.": left + right > 0,
+    }
+    return [remark for remark, holds in remarks.items() if holds]
 
 
 def per_voter(votes: Sequence[Vote]) -> list[dict[str, Any]]:
@@ -391,39 +353,3 @@ def per_voter(votes: Sequence[Vote]) -> list[dict[str, Any]]:
         counts = {"accelerated": scores.count(1.0), "ties": scores.count(0.5), "dense": scores.count(0.0)}
         rows.append({"voter": voter, "votes": len(scores), **counts, "score": float(np.mean(scores))})
     return rows
-
-
-# The plan
-
-
-def run_simulate(arguments: argparse.Namespace) -> None:
-    """Print the share of simulated studies that come out as non-inferior."""
-    if arguments.votes < 2 or arguments.voters < 1 or arguments.studies < 1:
-        raise StudyError("`--votes` must be at least 2, `--voters` and `--studies` at least 1.")
-    if not 0.0 <= arguments.ties <= 1.0 - abs(arguments.loss):
-        raise StudyError("`--ties` and `--loss` are shares of all votes and must not exceed 1 together.")
-    drawn = np.random.default_rng(arguments.seed)
-    electorate = (arguments.votes, arguments.voters, arguments.ties, arguments.loss, arguments.spread)
-    passed = passing_share(drawn, arguments.studies, electorate, arguments.margin, arguments.confidence)
-    row = {"votes": arguments.votes, "voters": arguments.voters, "ties": arguments.ties, "loss": arguments.loss}
-    row |= {"spread": arguments.spread, "score": 0.5 - arguments.loss / 2, "studies": arguments.studies, NON_INFERIOR: passed}
-    log.info(markdown_table([row], list(row)))
-
-
-def passing_share(
-    drawn: np.random.Generator, studies: int, electorate: tuple[int, int, float, float, float], margin: float, confidence: float
-) -> float:
-    """Share of simulated studies whose verdict is non-inferior."""
-    verdicts = [judge(*simulated(drawn, *electorate), margin, confidence)["verdict"] for _ in range(studies)]
-    return verdicts.count(NON_INFERIOR) / studies
-
-
-def simulated(
-    drawn: np.random.Generator, votes: int, voters: int, ties: float, loss: float, spread: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, voters and pairs of one study in which all voters see the same pairs once."""
-    pairs, voter = np.divmod(np.arange(votes), voters)
-    losses = loss + spread * drawn.standard_normal(voters)[voter]
-    wins = np.clip((1.0 - ties - losses) / 2, 0.0, 1.0 - ties)
-    chance = drawn.random(votes)
-    return np.where(chance < wins, 1.0, np.where(chance < wins + ties, 0.5, 0.0)), voter, pairs

@@ -1,25 +1,22 @@
-"""The fidelity instrument's own arithmetic: curves, placements, extrapolation, masks, and what is kept of an earlier run."""
+"""The fidelity instrument's own arithmetic: curves, placements, extrapolation, measures, methods."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.comfy import peers
-from benchmarks.comfy.fidelity import asked_of, finalists, finite, kept_rows, known, merged, parse, shots_of
+from benchmarks.comfy.fidelity import CHOSEN, SETTINGS, chosen, ours, paper, parse, sweep, unchanged
 from benchmarks.demo_model.scenes import held_out_scenes, scene_from_seed
-from benchmarks.measure.closeness import EQUAL_DB, mean_closeness, ms_ssim, objects_psnr, outline_mask, scales_that_fit
-from benchmarks.measure.journal import Cell, Journal, Sample, Shot, row_of
+from benchmarks.measure.closeness import EQUAL_DB, closeness, mean_closeness, objects_psnr, outline_mask, row_of
+from benchmarks.measure.fidelity import shots_of
+from benchmarks.measure.methods import Method, named, steps_computed
 from benchmarks.measure.pareto import AT_OUR_STEPS, compare, curves_of, pareto, quality_at
 from benchmarks.measure.whole_steps import after_warmup, extrapolated, spread_out
-from safe_dit_engine import presets
-from safe_dit_engine.cli.results import save
+from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import plan_steps
 
@@ -126,17 +123,17 @@ def test_steps_after_a_warm_up() -> None:
 
 
 def test_steps_spread_evenly_or_dense_at_the_start() -> None:
-    assert sorted(spread_out(20, 5, 1.0, last=False)) == [0, 4, 8, 12, 16]
-    assert sorted(spread_out(20, 5, 1.0, last=True)) == [0, 5, 10, 14, 19]
-    early = sorted(spread_out(20, 5, 1.8, last=True))
+    assert sorted(spread_out(20, 0.25, 1.0, last=False)) == [0, 4, 8, 12, 16]
+    assert sorted(spread_out(20, 0.25, 1.0, last=True)) == [0, 5, 10, 14, 19]
+    early = sorted(spread_out(20, 0.25, 1.8, last=True))
     assert early[0] == 0 and early[-1] == 19 and early[2] < 10
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("power", [1.0, 1.2, 1.4, 1.8])
-@pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_as_many_steps_are_computed_as_asked(count: int, power: float, last: bool) -> None:
-    steps = spread_out(20, count, power, last)
+@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.15, 3), (0.4, 8), (1.0, 20)])
+def test_as_many_steps_are_computed_as_asked(share: float, count: int, power: float, last: bool) -> None:
+    steps = spread_out(20, share, power, last)
     assert len(steps) == count and min(steps) == 0 and max(steps) < 20
 
 
@@ -159,10 +156,9 @@ def test_too_few_known_predictions_lower_the_order() -> None:
 
 
 def test_an_equal_picture_is_infinitely_close_only_when_all_are() -> None:
-    pairs: list[dict[str, float | None]] = [{"psnr_db": math.inf, "lpips": None}, {"psnr_db": 40.0, "lpips": 0.1}]
-    assert mean_closeness(pairs) == {"psnr_db": (EQUAL_DB + 40.0) / 2, "lpips": None}
+    pairs: list[dict[str, float | None]] = [{"psnr_db": math.inf, "other": None}, {"psnr_db": 40.0, "other": 0.1}]
+    assert mean_closeness(pairs) == {"psnr_db": (EQUAL_DB + 40.0) / 2, "other": None}
     assert mean_closeness(pairs[:1])["psnr_db"] == math.inf
-    assert json.loads(json.dumps(finite({"psnr_db": math.inf, "steps": 20}), allow_nan=False)) == {"psnr_db": None, "steps": 20}
 
 
 def test_outlines_lie_around_the_shapes() -> None:
@@ -188,85 +184,49 @@ def test_objects_are_judged_inside_their_boxes() -> None:
     assert objects_psnr(changed, reference, scene) < 60.0
 
 
-@pytest.mark.parametrize(("side", "scales"), [(64, 3), (128, 4), (256, 5), (512, 5)])
-def test_ms_ssim_is_defined_at_every_size(side: int, scales: int) -> None:
-    assert len(scales_that_fit(side)) == scales and sum(scales_that_fit(side)) == pytest.approx(1.0)
-    picture = scene_from_seed(1).render(side)
-    assert ms_ssim(picture, picture) == pytest.approx(1.0, abs=1e-3)
-    assert ms_ssim(1.0 - picture, picture) < 0.9
+def test_a_picture_that_is_close_is_alike() -> None:
+    scene = scene_from_seed(1)
+    picture = scene.render(64)
+    equal = closeness(picture, picture.copy(), scene)
+    assert equal == {"psnr_db": math.inf, "psnr_db_objects": math.inf, "psnr_db_edges": math.inf, "ssim": 1.0}
+    worse = [closeness(np.clip(picture + noise, 0, 1), picture, scene)["ssim"] for noise in (0.02, 0.3)]
+    assert 1.0 > (worse[0] or 0.0) > (worse[1] or 0.0)
 
 
-# The journal of single pictures
-
-CELL = Cell(64, 4, "euler")
-MACHINE = {"processor": "p", "device": "cpu", "torch": "2"}
-OURS = peers.ours()[0]
-
-
-def sampled(level: float, seconds: float) -> Sample:
-    """A picture made in so many seconds."""
-    return Sample(np.full((64, 64, 3), level), seconds, 10, None)
+def record(seconds: float, psnr: float) -> dict[str, Any]:
+    """What is kept of a picture."""
+    figures = {"seconds": seconds, "seconds_over_dense": seconds / 2, "rows_computed_share": 0.5, "oracle_score": 1.0}
+    return {**figures, "peak_bytes": 3 if seconds > 2 else None, "closeness": {"psnr_db": psnr, "ssim": None}}
 
 
-def filled(journal: Journal, shots: list[Shot]) -> Journal:
-    """With one picture a shot, each a tenth off."""
-    for number, shot in enumerate(shots):
-        journal.add(OURS, CELL, shot, sampled(0.6, 1.0 + number), sampled(0.5, 2.0))
-    return journal
+def test_a_row_has_the_median_of_times_and_every_picture() -> None:
+    records = [record(1.0, 20.0), record(9.0, math.inf), record(2.0, 30.0)]
+    found = row_of(records, compared=True)
+    assert (found["seconds"], found["seconds_over_dense"], found["rows_computed_share"], found["peak_bytes"]) == (2.0, 1.0, 0.5, 3)
+    assert found["psnr_db"] == pytest.approx(50.0) and found["psnr_db_each"] == [20.0, EQUAL_DB, 30.0]
+    guided = row_of(records, compared=False)
+    assert guided["psnr_db"] is guided["psnr_db_each"] is None and guided["oracle_score"] == found["oracle_score"]
 
 
-def test_a_journal_goes_on_where_it_stood(tmp_path: Path) -> None:
-    path, shots = tmp_path / "new" / "fidelity.jsonl", [Shot(scene_from_seed(n), n) for n in range(3)]
-    row_before = filled(Journal(path, MACHINE), shots).row(OURS, CELL, shots, True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write('[["cut sho')
-    again = Journal(path, MACHINE, resume=True)
-    assert all(again.has(OURS, CELL, shot) for shot in shots)
-    assert again.row(OURS, CELL, shots, True) == row_before
-    assert not again.has(OURS, CELL, Shot(shots[0].scene, 9)) and not again.has(peers.DENSE, CELL, shots[0])
-    assert not again.has(OURS, Cell(64, 5, "euler"), shots[0])
-    filled(again, shots[:1])
-    assert Journal(path, MACHINE, resume=True).has(OURS, CELL, shots[2])
-
-
-@pytest.mark.parametrize(("machine", "resume"), [({**MACHINE, "torch": "3"}, True), (MACHINE, False)])
-def test_a_journal_begins_anew_on_another_machine_or_unasked(tmp_path: Path, machine: dict[str, str], resume: bool) -> None:
-    shot = Shot(scene_from_seed(0), 0)
-    filled(Journal(tmp_path / "a.jsonl", MACHINE), [shot])
-    assert not Journal(tmp_path / "a.jsonl", machine, resume).has(OURS, CELL, shot)
-    assert not Journal(tmp_path / "a.jsonl", machine, resume=True).has(OURS, CELL, shot)
-
-
-def test_a_row_has_the_median_of_ratios_and_every_picture() -> None:
-    shots = [Shot(scene_from_seed(n), n) for n in range(3)]
-    found = filled(Journal(), shots).row(OURS, CELL, shots, True)
-    assert (found["seconds"], found["seconds_over_dense"], found["rows_computed_share"]) == (2.0, 1.0, 1.0)
-    assert found["psnr_db"] == pytest.approx(20.0) and found["psnr_db_each"] == [20.0] * 3
-    guided = filled(Journal(), shots).row(OURS, CELL, shots, False)
-    assert guided["psnr_db"] is None and guided["psnr_db_each"] is None and guided["oracle_score"] == found["oracle_score"]
-    equal = {"psnr_db": math.inf, "lpips": None}
-    of_equal = {"seconds": 1.0, "seconds_over_dense": 1.0, "rows_computed_share": 1.0, "oracle_score": 1.0, "peak_bytes": 3}
-    assert row_of([{**of_equal, "closeness": equal}], True)["psnr_db_each"] == [EQUAL_DB]
-
-
-# Methods and resuming
+# Methods
 
 
 def test_settings_are_told_apart() -> None:
-    names = [(method.name, method.setting) for method in peers.sweep()]
+    names = [(method.name, method.setting) for method in sweep()]
     assert len(names) == len(set(names))
-    assert {method.name for method in peers.sweep()} >= {"fewer_steps", "easycache", "lazycache", "whole_steps_hold", "paper", "ours"}
+    assert {method.name for method in sweep()} >= {"fewer_steps", "easycache", "lazycache", "whole_steps_hold", "paper", "ours", "safe_sw"}
 
 
 def test_every_chosen_setting_exists() -> None:
-    known_ones = {(method.name, method.setting) for method in peers.sweep()}
-    assert {(name, setting) for name, settings in peers.CHOSEN.items() for setting in settings} <= known_ones
+    known = {(method.name, method.setting) for method in sweep()}
+    assert {(name, setting) for name, settings in CHOSEN.items() for setting in settings} <= known
+    assert {method.name for method in chosen()} == {name for name, _ in known}
 
 
 def test_the_peer_with_our_steps_has_them_and_is_not_the_best_peer() -> None:
-    preset = presets.PRESETS["balanced"]
-    steps = peers.steps_computed(preset, 20)
-    assert steps == {step for step, kind in enumerate(plan_steps(even_progress(20), preset.warmup_steps, preset.schedule())) if kind.full}
+    preset = PRESETS["balanced"]
+    steps = steps_computed(preset, 20)
+    assert steps == {step for step, kind in enumerate(plan_steps(even_progress(20), preset.partition.warmup_steps, preset.schedule)) if kind.full}
     rows = [row("ours", 0.5, 45.0), row("whole_steps_linear", 0.5, 41.0), row(AT_OUR_STEPS, 0.5, 44.0)]
     reading = compare(rows)[0]
     assert (reading["best_peer"], reading["difference_db"], reading[AT_OUR_STEPS]) == ("whole_steps_linear", 4.0, 44.0)
@@ -283,89 +243,25 @@ ONE_WARMUP, CHEAPEST = "custom, draft with one warm-up step", "custom, draft wit
     ],
 )
 def test_our_curve_goes_down_to_30_percent(total: int, expected: dict[str, int]) -> None:
-    computed = {text.split(":")[0]: len(peers.steps_computed(preset, total)) for text, preset in peers.settings_of_ours().items()}
+    computed = {text.split(":")[0]: len(steps_computed(preset, total)) for text, preset in SETTINGS.items()}
     assert computed == expected
     assert min(computed.values()) <= 0.3 * total < sorted(computed.values())[1], "30 % is a point, or lies between two"
-    assert not any(peers.is_outdated(method.name, method.setting) for method in peers.ours())
-    assert peers.is_outdated("ours", "custom, warm-up 1: as it was")
-    assert peers.is_outdated("ours", "fast: as it was") and not peers.is_outdated("fewer_steps", "fast: as it was")
-    assert peers.is_outdated(AT_OUR_STEPS, "fastest's steps, x0.6") and not peers.is_outdated(AT_OUR_STEPS, "fast's steps, x0.6")
+    assert [method.setting for method in ours()] == list(SETTINGS)
 
 
 def test_an_unknown_method_is_an_error() -> None:
-    assert [method.name for method in peers.named(peers.paper(), ["paper", "dense"])] == ["paper"] * len(peers.paper())
+    assert [method.name for method in named(paper(), ["paper", "dense"])] == ["paper"] * len(paper())
     with pytest.raises(ValueError, match="`papre` is no method"):
-        peers.named(peers.paper(), ["papre"])
+        named(paper(), ["papre"])
 
 
 def test_fewer_steps_is_a_share_of_the_steps_asked_for() -> None:
-    method = peers.Method("fewer_steps", "half", step_share=0.5)
+    method = Method("fewer_steps", "half", unchanged, step_share=0.5)
     assert [method.steps(nominal) for nominal in (20, 30, 1)] == [10, 15, 1]
 
 
 def test_tuning_and_held_out_prompts_differ() -> None:
     tuning, held_out = (shots_of(parse(["--set", name, "--prompts", "2", "--seeds", "2"])) for name in ("tuning", "held-out"))
-    assert [shot.scene for shot in held_out[::2]] == held_out_scenes(2)
-    assert [shot.scene for shot in tuning[::2]] == [scene_from_seed(5000), scene_from_seed(5001)]
-    assert [shot.seed for shot in tuning] == [0, 1, 2, 3]
-
-
-def test_results_of_another_machine_are_not_kept(tmp_path: Path) -> None:
-    asked = asked_of(parse(["--prompts", "1"]))
-    machine = {"processor": "p", "device": "cpu", "torch": "2"}
-    old = row("dense", 1.0, None, **asked) | {"setting": peers.DENSE.setting}
-    result = {"environment": machine, "rows": [old, {**old, "method": "ours"}]}
-    (tmp_path / "fidelity.json").write_text(json.dumps(result), encoding="utf-8")
-    rows = kept_rows(tmp_path / "fidelity.json", machine)
-    assert [kept["method"] for kept in rows] == ["dense"]
-    assert known(rows, peers.DENSE, Cell(256, 20, "euler"), asked)
-    assert not known(rows, peers.DENSE, Cell(512, 20, "euler"), asked)
-    assert not known(rows, peers.DENSE, Cell(256, 20, "euler"), {**asked, "prompts": 2})
-    assert kept_rows(tmp_path / "fidelity.json", {**machine, "torch": "3"}) == []
-    assert kept_rows(tmp_path / "nothing.json", machine) == []
-
-
-FIRST, FINAL = {"set": "held-out", "prompts": 4, "seeds": 1, "seed": 0}, {"set": "held-out", "prompts": 32, "seeds": 2, "seed": 0}
-ROUND = [
-    {**one, **FIRST}
-    for one in (
-        row("dense", 1.0, None), row("safe_sw", 0.5, None), row("ours", 0.5, 20.0), row("whole_steps_hold", 0.4, 40.0, setting="a"),
-        row("whole_steps_hold", 0.5, 37.5, setting="b"), row("fewer_steps", 0.5, 36.9), row(AT_OUR_STEPS, 0.5, 36.9), row("ras", 0.3, 10.0),
-    )
-]  # fmt: skip
-
-
-def test_only_what_a_first_round_shows_to_be_far_behind_is_left_out() -> None:
-    methods = [peers.Method(one["method"], one["setting"]) for one in ROUND] + [peers.Method("new", "x")]
-    left = finalists(methods, ROUND, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
-    assert {method.name for method in methods} - {method.name for method in left} == {"fewer_steps", AT_OUR_STEPS}
-    assert [method.setting for method in left if method.name == "whole_steps_hold"] == ["a", "b"]
-    assert finalists(methods, ROUND, Cell(512, 20, "euler"), FINAL, "seconds_over_dense") == methods
-    assert finalists(methods, ROUND, Cell(256, 20, "euler"), FIRST, "seconds_over_dense") == methods
-
-
-def test_after_the_finals_nobody_is_back_in_the_race() -> None:
-    finals = [{**one, **FINAL} for one in ROUND if one["method"] not in ("fewer_steps", AT_OUR_STEPS)]
-    rows = merged(ROUND, finals)
-    assert [one["method"] for one in rows if one["prompts"] == 4] == ["fewer_steps", AT_OUR_STEPS]
-    assert merged(rows, [{**finals[0], "seconds_over_dense": 2.0}]) == rows
-    both = [peers.Method("fewer_steps", "x"), peers.Method("ras", "x")]
-    left = finalists(both, rows, Cell(256, 20, "euler"), FINAL, "seconds_over_dense")
-    assert [method.name for method in left] == ["ras"]
-    lower = [{**one, "psnr_db": one["psnr_db"] and one["psnr_db"] - 2.0} if one in finals else one for one in rows]
-    left = finalists(both, lower, Cell(256, 20, "euler"), {**FINAL, "prompts": 64}, "seconds_over_dense")
-    assert [method.name for method in left] == ["ras"], "pictures of the finals are harder, and fewer_steps seems near again"
-
-
-def test_rows_of_fewer_pictures_are_not_compared() -> None:
-    rows = [{**row("ours", 0.5, 40.0), **FINAL}, {**row("whole_steps_hold", 0.5, 38.0), **FINAL}, {**row("ras", 0.5, 50.0), **FIRST}]
-    reading = compare(rows)[0]
-    assert (reading["best_peer"], reading["difference_db"]) == ("whole_steps_hold", pytest.approx(2.0))
-
-
-def test_numbers_of_a_list_share_a_line(tmp_path: Path) -> None:
-    result = {"rows": [{"psnr_db_each": [1.25, -2.0, 3e-9], "named": ["a 1", "b"], "none": []}]}
-    save(tmp_path, "x", result, "table")
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert json.loads(text) == result
-    assert '"psnr_db_each": [ 1.25, -2.0, 3e-09 ]' in text
+    assert [shot.scenes for shot in held_out[::2]] == [(scene,) for scene in held_out_scenes(2)]
+    assert [shot.scenes for shot in tuning[::2]] == [(scene_from_seed(5000),), (scene_from_seed(5001),)]
+    assert [shot.seeds for shot in tuning] == [(0,), (1,), (2,), (3,)]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks serve`: ComfyUI with this pack on a throw-away folder, opened in the browser."""
+"""`dev.py serve`: ComfyUI with this pack on a throw-away folder, opened in the browser. Runs in the environment, which has torch."""
 from __future__ import annotations
 
 import argparse
@@ -10,9 +10,7 @@ import urllib.parse
 import webbrowser
 from collections.abc import Sequence
 
-import torch
-
-from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer, ServerError
+from .server import PACK_NAME, PACK_ROOT, ComfyServer, ServerError
 
 WORKFLOWS = PACK_ROOT / "workflows"
 
@@ -27,17 +25,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def has_accelerator() -> bool:
-    """Whether ComfyUI would find a GPU; without one it has to be told so."""
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
-def add_workflows(server: ComfyServer) -> None:
-    """Put the pack's workflows into the sidebar of the throw-away folder's user."""
-    for path in WORKFLOWS.glob("*.json"):
-        shutil.copy(path, server.base / "user" / "default" / "workflows" / path.name)
-
-
 def start_url(server: ComfyServer, workflow: str) -> str:
     """The address that opens `workflow` from the pack's templates, or the plain one when there is no such workflow."""
     if not (WORKFLOWS / f"{workflow}.json").is_file():
@@ -46,30 +33,42 @@ def start_url(server: ComfyServer, workflow: str) -> str:
 
 
 def serve(server: ComfyServer, workflow: str, open_browser: bool) -> None:
-    """Show the address, and the page if wanted, and stay until the server ends."""
-    add_workflows(server)
+    """Put the pack's workflows into the sidebar, show the address, and the page if wanted, and stay until the server ends."""
+    for path in WORKFLOWS.glob("*.json"):
+        shutil.copy(path, server.base / "user" / "default" / "workflows" / path.name)
     url = start_url(server, workflow)
-    sys.stdout.write(f"ComfyUI with SAFE-DiT is at {url}\nIts folder {server.base} goes away at the end. Ctrl-C ends it.\n")
-    sys.stdout.flush()
+    _say(f"ComfyUI with SAFE-DiT is at {url}\nIts folder {server.base} goes away at the end. Ctrl-C ends it.")
     if open_browser:
         webbrowser.open(url)
     while server.alive():
         time.sleep(0.5)
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C."""
+    import torch  # not at the top: whatever else lies here runs before there is an environment
+
     options, rest = parse(argv)
     # Told to stop is as good as Ctrl-C: the server must not live on without us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.stdout.write("Starting ComfyUI ...\n")
-    sys.stdout.flush()
+    # Without an accelerator ComfyUI has to be told so.
+    cpu = options.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    _say("Starting ComfyUI ...")
     try:
-        with ComfyServer(cpu=options.cpu or not has_accelerator(), extra_args=rest) as server:
+        with ComfyServer(cpu=cpu, extra_args=rest) as server:
             serve(server, options.workflow, not options.no_browser)
     except ServerError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stdout.write("Stopped.\n")
+        _say("Stopped.")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
