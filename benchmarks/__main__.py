@@ -12,7 +12,6 @@ from .command import log
 BENCHES = {
     "backbones": ".backbones:main",
     "cost": ".comfy.cost:main",
-    "distil": ".demo_model.distil:main",
     "diffusers-fidelity": ".diffusers.fidelity:main",
     "few-steps": ".comfy.samplers:few_steps",
     "fidelity": ".comfy.fidelity:main",

@@ -110,7 +110,7 @@ CUSTOM = {
     "custom, draft with one warm-up step": SOON,
     "custom, draft with one warm-up step, 1 of 5": replace(SOON, schedule=replace(SOON.schedule, refresh_interval=5, skipped_steps=4)),
 }
-# By the text of the setting; the preset that is the paper's method is measured as `paper`, one that draws other pictures by `quality`.
+# By the text of the setting; the preset that is the paper's method is measured as `paper`, and `express` draws other pictures.
 SETTINGS = {
     preset_text(name, preset): preset
     for name, preset in {**PRESETS, **CUSTOM}.items()

@@ -72,9 +72,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
-def save_weights(name: str, state: dict[str, Tensor], fields: dict[str, Any], dtype: torch.dtype, folder: Path = WEIGHTS_FOLDER) -> None:
+def save_weights(name: str, state: dict[str, Tensor], fields: dict[str, Any], dtype: torch.dtype) -> None:
     """Write one of the weight files that ship; it appears whole or not at all."""
-    path = folder / FILES.get(name, f"demo_{name}.safetensors")
+    path = WEIGHTS_FOLDER / FILES[name]
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "version": VERSION, **{key: json.dumps(value) for key, value in fields.items()}}
     part = path.with_suffix(".part")

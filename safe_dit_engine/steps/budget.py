@@ -61,7 +61,7 @@ def plan_budget(
     keeping = next((plan for plan in plans if _cost(plan) <= budget + SLACK), None)
     if keeping is not None:
         return keeping
-    if coarse and window == (0, total) and all(falls_through(progress, step) for step in range(1, total)):
+    if coarse and total > 1 and window == (0, total) and all(falls_through(progress, step) for step in range(1, total)):
         plans.append(_coarse(progress, budget, most_skipped))
     return min(plans, key=lambda plan: max(_cost(plan) - budget, 0.0))
 

@@ -225,8 +225,8 @@ def test_every_chosen_setting_exists() -> None:
 
 def test_the_peer_with_our_steps_has_them_and_is_not_the_best_peer() -> None:
     preset = PRESETS["balanced"]
-    steps = steps_computed(preset, 20)
-    assert steps == {step for step, kind in enumerate(plan_steps(even_progress(20), preset.partition.warmup_steps, preset.schedule)) if kind.full}
+    steps, plan = steps_computed(preset, 20), plan_steps(even_progress(20), preset.partition.warmup_steps, preset.schedule)
+    assert steps == {step for step, kind in enumerate(plan) if kind.full}
     rows = [row("ours", 0.5, 45.0), row("whole_steps_linear", 0.5, 41.0), row(AT_OUR_STEPS, 0.5, 44.0)]
     reading = compare(rows)[0]
     assert (reading["best_peer"], reading["difference_db"], reading[AT_OUR_STEPS]) == ("whole_steps_linear", 4.0, 44.0)

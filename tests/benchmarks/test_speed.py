@@ -115,7 +115,8 @@ def test_rows_are_those_of_the_plan(lumina: Subject) -> None:
     steps, tokens, paper = 16, tokens_of(SIZE), PRESETS["paper"]
     levels = [1.0 - 0.999 * step / (steps - 1) for step in range(steps)]  # the scheduler's own, without a shift
     plan = plan_steps(flow_progress([*levels, 0.0]), paper.partition.warmup_steps, EULER.limit(paper.schedule))
-    rows = {kind: 2 * tokens if kind.full else 0 if kind is StepKind.SKIPPED else 2 * round(paper.partition.keep_ratio * tokens) for kind in StepKind}
+    part = 2 * round(paper.partition.keep_ratio * tokens)
+    rows = {kind: 2 * tokens if kind.full else 0 if kind is StepKind.SKIPPED else part for kind in StepKind}
     found = sample(lumina, method_of("paper").change, SIZE, steps)
     assert StepKind.SELECTIVE in plan
     assert found.middle_rows == sum(rows[kind] for kind in plan)

@@ -52,7 +52,7 @@ function planBudget(progress, speedup, sampler, window, coarse, costs) {
   const found = plans.find((plan) => cost(plan) <= budget + SLACK);
   if (found) return found;
   const falls = Array.from({ length: total - 1 }, (_, index) => fallsThrough(progress, index + 1)).every(Boolean);
-  if (coarse && window[0] === 0 && window[1] === total && falls) plans.push(coarsely(progress, budget, sampler.skipped, costs));
+  if (coarse && total > 1 && window[0] === 0 && window[1] === total && falls) plans.push(coarsely(progress, budget, sampler.skipped, costs));
   const over = (/** @type {Kind[]} */ plan) => Math.max(cost(plan) - budget, 0);
   return plans.reduce((best, plan) => (over(plan) < over(best) ? plan : best));
 }

@@ -1,0 +1,57 @@
+"""Plans by budget: never far over it, the last step always computed, coarse steps only at the start."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safe_dit_engine.steps.budget import SAME_PICTURE, plan_budget, what_is_missed
+from safe_dit_engine.steps.levels import even_progress
+from safe_dit_engine.steps.plan import ScheduleConfig, StepKind, predicted_share
+
+EXPRESS = 5.0
+
+
+def letters(steps: int, speedup: float, shift: float = 2.0, skipped: int = 3, coarse: bool = True) -> str:
+    plan = plan_budget(even_progress(steps, shift), speedup, 1.0, skipped, coarse)
+    return "".join(kind.letter for kind in plan)
+
+
+@given(st.integers(1, 60), st.floats(1.0, 6.0), st.floats(1.0, 12.0), st.integers(0, 3), st.booleans())
+def test_laws(steps: int, speedup: float, shift: float, skipped: int, coarse: bool) -> None:
+    plan = letters(steps, speedup, shift, skipped, coarse)
+    assert len(plan) == steps and plan[-1] in "wr" and plan[0] in "wc", "the last step is computed, and so is the first"
+    assert "c" not in plan or coarse
+    assert "-" not in plan or skipped
+    assert "c" not in plan.lstrip("c-"), "coarse steps come first"
+    first = next(index for index, letter in enumerate(plan) if letter in "wr")
+    assert plan[first] == "w"
+
+
+@given(st.integers(1, 60), st.floats(1.0, 6.0))
+def test_less_work_where_it_can_be(steps: int, speedup: float) -> None:
+    """Over budget by at most a step, unless no plan of the rule is as cheap; and more speed is never more work."""
+    cost, least, most = (predicted_share(plan_budget(even_progress(steps), asked, 1.0, 3, True), 1.0) for asked in (speedup, 6.0, 1.0))
+    assert cost * steps <= max(steps / speedup, least * steps) + 1.0
+    assert least <= cost <= most == 1.0
+
+
+def test_the_picture_is_kept_up_to_a_speedup() -> None:
+    for steps in (20, 30, 50):
+        assert "c" not in letters(steps, SAME_PICTURE) and "c" in letters(steps, EXPRESS)
+
+
+def test_few_steps() -> None:
+    assert letters(1, 6.0) == "w"
+    assert letters(4, 1.2) == letters(4, 6.0) == "cwrr", "nothing can be left out; the first step may be coarse"
+    assert letters(8, 1.35).count("c") == 2 and letters(8, 1.35).count("-") <= 1
+    assert letters(8, 1.35, skipped=0) == "ccwrrrrr"
+
+
+def test_it_is_said_what_cannot_be() -> None:
+    plan = plan_budget(even_progress(4), EXPRESS, 1.0, 3, True)
+    said = list(what_is_missed(plan, ScheduleConfig(speedup=EXPRESS), "", None))
+    assert said == ["5 times less was asked for; with this sampler and 4 steps it is 1.2 times."]
+    small = plan_budget(even_progress(20), EXPRESS, 1.0, 3, False)
+    assert StepKind.COARSE not in small
+    assert list(what_is_missed(small, ScheduleConfig(speedup=EXPRESS), "", "it is small"))[0] == "No step is coarse, because it is small."
