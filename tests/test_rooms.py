@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from devtools.rooms import ENGINE, ROOT, cycle_in, files_of, imported_by, module_imports, room_imports
+from devtools.imports import ENGINE, ROOT, cycle_in, files_of, imported_by, module_imports, room_imports
+from devtools.rooms import BOX, PICTURE, centres, drawn, placed
 
 ROOMS = {"masks", "tokens", "steps", "selective", "guidance"}
 CORE = {"run", "evaluation", "presets", "report", "latent", "stopwatch"}
@@ -100,6 +102,21 @@ def failing_alone(names: Iterable[str], root: Path = ROOT) -> str:
 def test_each_module_imports_alone_and_without_any_framework() -> None:
     assert len(HEADLESS) > 50
     assert not failing_alone(HEADLESS)
+
+
+def test_the_picture_is_drawn_from_the_code_as_it_is() -> None:
+    """After a new import between rooms: `python3 dev.py run -m devtools.rooms`."""
+    assert PICTURE.read_text(encoding="utf-8") == drawn(room_imports(module_imports()))
+
+
+def test_every_room_stands_below_all_that_import_it() -> None:
+    edges = room_imports(module_imports())
+    rows, ways = placed(edges)
+    row = {room: index for index, names in enumerate(rows) for room in names}
+    assert set(edges) <= set(row)
+    assert all(row[room] < row[other] for room, to in edges.items() for other in to)
+    middle = centres(rows, ways)
+    assert all(middle[right] - middle[left] > BOX for names in rows for left, right in pairwise(name for name in names if name in edges))
 
 
 # --- The checks themselves, on small houses that break the rules
