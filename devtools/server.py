@@ -64,7 +64,10 @@ def free_port() -> int:
 
 
 def place(source: Path, target: Path) -> None:
-    """Make `source` appear at `target`: a link where the system allows it, else a copy."""
+    """Make `source` appear at `target`: a link where the system allows it, else a copy. `FileNotFoundError` where there is no source:
+    a link to nothing would be a pack or a model that ComfyUI silently does not have."""
+    if not source.exists():
+        raise FileNotFoundError(f"`{source}` does not exist, so it cannot be given to ComfyUI.")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.symlink_to(source.resolve(), target_is_directory=source.is_dir())

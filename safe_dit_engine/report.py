@@ -139,7 +139,7 @@ class RunReport:
         return None if self.sensitivity is None else pack_bytes(self.sensitivity[0])
 
     def levels(self) -> dict[str, Any]:
-        """What the run's plan followed from, beside its settings."""
+        """What the run's plan was made from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
         limits = {"skipped": self.sampler.skipped, "selective": self.sampler.selective, "reach": self.sampler.reach}
         return {"progress": levels, "window": list(self.window), "coarse": self.coarse, **limits}

@@ -105,7 +105,7 @@ class Run:
 
     def explain_full(self, reason: str) -> None:
         """Say why selective steps are computed in full; `reason`: the end of a sentence."""
-        what = "Selective steps run in full" if StepKind.SKIPPED in self.plan else "Dense"
+        what = "Selective steps run in full" if StepKind.SKIPPED in self.plan else "Computed in full"
         self.note(f"{what}, because {reason}.", NoteLevel.WARNING)
 
     def _explain(self, sentence: str, warning: bool) -> None:
@@ -252,11 +252,11 @@ def _fit_of(config: SafeConfig, module: nn.Module, latent_shape: tuple[int, ...]
 
 
 def _without_backbone(plan: Sequence[StepKind], config: SafeConfig) -> str | None:
-    """What follows from not knowing the model's tokens, as the end of a sentence; None: nothing that was asked for."""
+    """What it means that the model's tokens are not known, as the end of a sentence; None: nothing that was asked for."""
     if StepKind.SELECTIVE in plan and StepKind.SKIPPED in plan:
         return "its selective steps run in full"
     if StepKind.SELECTIVE in plan or config.schedule is None:
-        return "it runs dense"
+        return "it runs in full"
     return None if config.guidance is None else "there is no map of its tokens, so guidance is not weighted by it"
 
 

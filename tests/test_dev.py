@@ -19,6 +19,7 @@ from devtools.environment import Environment, environment_for
 from devtools.lock import try_lock
 from devtools.logged_python import explain_failure
 from devtools.messages import SetupError
+from devtools.server import ComfyServer
 
 DEV = Path(__file__).resolve().parents[1] / "dev.py"
 
@@ -248,3 +249,9 @@ with exclusive(Path({str(tmp_path)!r})):
     holder.communicate()
     assert try_lock(lock)
     os.close(lock)
+
+
+def test_a_pack_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    """Else the server runs without it, and what fails is somewhere else: a page that cannot make its node."""
+    with pytest.raises(FileNotFoundError, match="`.*moved` does not exist, so it cannot be given to ComfyUI."):
+        ComfyServer(packs={"stand-in": tmp_path / "moved"}, comfyui=tmp_path).__enter__()

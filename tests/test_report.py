@@ -42,13 +42,13 @@ def test_selective_message_carries_the_rows_as_bits(report: RunReport) -> None:
     assert message["sens"] is None
 
 
-def test_dense_message_carries_the_map_as_bytes(report: RunReport) -> None:
+def test_full_message_carries_the_map_as_bytes(report: RunReport) -> None:
     message = step_message(report, report.evaluations[0], True)
     assert message["mask"] is None and message["k"] is None
     assert len(base64.b64decode(message["sens"])) == 4 * 6
 
 
-def test_held_message_says_that_nothing_is_active(report: RunReport) -> None:
+def test_skipped_message_says_that_nothing_is_active(report: RunReport) -> None:
     message = step_message(report, StepRecord(2, StepKind.SKIPPED, 0, 30, 0.1), False)
     assert (message["kind"], message["k"], message["mask"], message["sens"], message["rows"]) == ("skipped", 0, None, None, [0, 30])
 
@@ -82,9 +82,9 @@ def test_record_is_json_with_a_bounded_map() -> None:
 
 
 def test_a_note_is_kept_once(report: RunReport) -> None:
-    assert report.note("Dense, because of a test.")
-    assert not report.note("Dense, because of a test.")
-    assert report.text().count("Dense, because of a test.") == 1
+    assert report.note("Computed in full, because of a test.")
+    assert not report.note("Computed in full, because of a test.")
+    assert report.text().count("Computed in full, because of a test.") == 1
 
 
 def test_pictures_have_the_size_of_the_image(report: RunReport) -> None:

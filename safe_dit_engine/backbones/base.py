@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Why a call is dense, where no family says how what is added can be cut down to the rows that are computed.
+# Why a call runs in full, where no family says how what is added can be cut down to the rows that are computed.
 CONTROLNET = "a ControlNet adds to the image at full length"
 
 
@@ -63,7 +63,7 @@ class BlockGroup:
     come gathered from the group before. `restore`: return to full length after the last block (its output must be one tensor).
     `constant`: what comes out depends on the conditioning alone, so selective calls take what the last refresh gave. `kv_heads`: path, on
     a block, of the number of key heads, where the family repeats them before attention. `unset`: arguments that must be None.
-    `single`: arguments with one entry for all rows along a dimension, and the reason to run dense where there are more.
+    `single`: arguments with one entry for all rows along a dimension, and the reason to run in full where there are more.
     """
 
     path: str
@@ -106,7 +106,7 @@ class Backbone:
     path of the module after the last block that also runs on the active rows, and `head_layout` of the sequence it gets. `patch`: path of
     the token's edge in latent pixels, its last entry counts where there are several; or that edge itself. `pad`: path of the multiple the
     image rows are padded to, or that multiple. `extras`: other image rows behind the tokens. `refusals`: call arguments that change the
-    token layout, with the reason; a call that carries one (not empty) runs dense. `controls`: names of the lists in a ControlNet's output
+    token layout, with the reason; a call that carries one (not empty) runs in full. `controls`: names of the lists in a ControlNet's output
     that are added to image rows. `lent_attention`: Python module whose `optimized_attention` is another for the length of a call, where the
     family gives attention no options. `shared_rows`: some row argument has no batch dimension, so that all images must have the same rows.
     `length_base`: call argument and its entry, a base of the logarithm of the number of rows that scales attention. `mask_source`: what

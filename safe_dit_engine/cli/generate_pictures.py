@@ -67,7 +67,7 @@ class Maker:
         return environment(asked.device, diffusers=str(diffusers.__version__), **kinds, **{name: getattr(asked, name) for name in names})
 
     def warm_up(self, shot: Shot) -> None:
-        """Both ways once, for few steps: the first call of all pays for what the others find ready."""
+        """Both ways once, for few steps: the first call of all is slower than the others."""
         for way in (DENSE, self._asked.preset):
             self._progress(f"warm-up, {way}")
             self._made(shot, way, num_inference_steps=WARM_UP_STEPS)

@@ -101,7 +101,7 @@ class CallAttention:
         return frozenset(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
 
     def spliced(self, k: Tensor, v: Tensor, mask: Tensor | None, *, heads_first: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values and mask at full length, where only some rows of them are fresh; what came in, in a dense call."""
+        """Keys, values and mask at full length, where only some rows of them are fresh; what came in, in a full call."""
         layout, name = self._attention
         if self.plan.partition is None or layout is None or not layout.has_image:
             return k, v, mask

@@ -139,7 +139,7 @@ class Storage:
 
 @dataclass
 class CacheSizes:
-    """Bytes that a dense call's selective successors need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing;
+    """Bytes that the selective calls after a full one need: for `rows` context rows `a_row` each, `fixed` besides, `room` for splicing;
     `whole`: for all rows, where nothing is spliced."""
 
     a_row: float = 0.0

@@ -10,7 +10,7 @@ import torch
 from ..steps.plan import CacheMode
 from .kv_cache import CacheSizes, Storage
 
-# Of the memory that is free after a dense call; the rest is left for what sampling itself still wants.
+# Of the memory that is free after a full call; the rest is left for what sampling itself still wants.
 SHARE = 0.5
 # Below this share of it, rows of the context are not worth being told apart: writing them for every layer takes time.
 PLENTY = 0.1
@@ -34,7 +34,7 @@ class Memory:
 
 @dataclass
 class MemoryPlan:
-    """Collects the sizes of the calls of one dense evaluation, then decides."""
+    """Collects the sizes of the calls of one full evaluation, then decides."""
 
     mode: CacheMode
     memory: Memory | None = None
@@ -42,7 +42,7 @@ class MemoryPlan:
     _seen: list[CacheSizes] = field(default_factory=list)
 
     def add(self, sizes: CacheSizes) -> None:
-        """A dense call ran."""
+        """A full call ran."""
         if self.predicted is None:
             self._seen.append(sizes)
 

@@ -87,19 +87,20 @@ def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tupl
     fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6)
     asked = math.floor(budget - len(coarse) * StepCosts().coarse + 0.5) if most_skipped else rest
     full = min(rest, max(fewest, asked))
-    computed = {total - 1 - step for step in _growing(rest, full)}
-    first = min(computed)
-    return tuple(
-        StepKind.COARSE if step in coarse else StepKind.SKIPPED if step not in computed
-        else StepKind.WARMUP if step == first else StepKind.REFRESH for step in range(total)
-    )
+    kinds = [StepKind.COARSE if step in coarse else StepKind.SKIPPED for step in range(total)]
+    for number, place in enumerate(_growing(rest, full)):
+        kinds[layout + place] = StepKind.REFRESH if number else StepKind.WARMUP
+    return tuple(kinds)
 
 
 def _evenly(first: int, last: int, count: int) -> set[int]:
     return {first + (last - first) * number // count for number in range(count)}
 
 
-def _growing(steps: int, count: int) -> set[int]:
-    """`count` of `steps`, counted from the last one, which is 0."""
-    places = [math.floor((steps - 1) * (1 - (number / max(count - 1, 1)) ** GROWTH) + 0.5) for number in range(count)] if count > 1 else [0]
-    return set(places)
+def _growing(steps: int, count: int) -> Iterator[int]:
+    """`count` of `steps`, the first and the last among them unless it is the last alone, with gaps that grow."""
+    before = -1
+    for number in range(count):
+        place = math.floor((steps - 1) * (number / max(count - 1, 1)) ** GROWTH + 0.5) if count > 1 else steps - 1
+        before = min(max(place, before + 1), steps - count + number)
+        yield before

@@ -49,7 +49,7 @@ class CacheMode(str, Enum):
 class ScheduleConfig:
     """Every `refresh_interval`-th step is a refresh; outside `start_percent`..`end_percent` of the run all steps are full.
 
-    `forecast`: how far what is not computed follows the line through its last two values: 0 reuses the last (the paper), 1 extrapolates.
+    `forecast`: how far what is not computed goes along the line through its last two values: 0 reuses the last (the paper), 1 extrapolates.
     `early_refresh`: in the first third of the run, where the picture still changes fast, refreshes are closer together: first every second
     step, then less and less often.
     `skipped_steps`: how many steps between two refreshes compute nothing at all, the last ones before the next; the others are selective.
@@ -190,7 +190,7 @@ def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What a step costs, in dense steps: a selective one `fixed` + `kept` x keep ratio, a line through docs/benchmarks/cost.json; a coarse
+    """What a step costs, in full steps: a selective one `fixed` + `kept` x keep ratio, a line through docs/benchmarks/cost.json; a coarse
     one its share of the tokens and of the text's rows that run along."""
 
     fixed: float = 0.059

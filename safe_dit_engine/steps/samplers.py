@@ -1,4 +1,4 @@
-"""What samplers make of a model's prediction, by the name of their function, and what follows for steps that are not computed.
+"""What samplers make of a model's prediction, by the name of their function, and what that means for steps that are not computed.
 
 Evidence: docs/benchmarks/samplers.md, docs/experiments.md, part 26.
 """
@@ -22,10 +22,10 @@ class Sampler:
 
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
-    to first order, and where it was measured pictures are closer with it. `forecast`: whether to follow the line through the last two
+    to first order, and where it was measured pictures are closer with it. `forecast`: whether to go along the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
-    another; `reach`: how far apart full steps may lie, as a share of what Euler's method bears.
+    another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method.
     """
 
     evaluations: int = 1

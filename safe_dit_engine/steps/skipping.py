@@ -22,10 +22,10 @@ ANOTHER_PICTURE = "At this speed-up the picture is another one of the same promp
 
 
 class Skipping:
-    """What a run computed last, and the predictions that follow from it.
+    """What a run computed last, and the predictions made from it.
 
-    `sigmas`: noise levels of the run. `progress`: how far it has come at each (steps/levels.py). `schedule`: as the `sampler` bears it.
-    `explain` is told what follows, and whether it is a warning: something else was done than what was asked for.
+    `sigmas`: noise levels of the run. `progress`: how far it has come at each (steps/levels.py). `schedule`: as it suits the `sampler`.
+    `explain` is told what that means, and whether it is a warning: something else was done than what was asked for.
     """
 
     def __init__(

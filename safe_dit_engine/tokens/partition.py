@@ -44,9 +44,9 @@ class PartitionConfig:
 
     def __post_init__(self) -> None:
         if not MIN_KEEP_RATIO <= self.keep_ratio <= 1.0:
-            raise ValueError(f"`keep_ratio` is {self.keep_ratio}; give a number from {MIN_KEEP_RATIO} to 1.0 (dense).")
+            raise ValueError(f"`keep_ratio` is {self.keep_ratio}; give a number from {MIN_KEEP_RATIO} to 1.0 (all of them).")
         if self.warmup_steps < 1:
-            raise ValueError(f"`warmup_steps` is {self.warmup_steps}; the partition needs at least 1 dense step to look at.")
+            raise ValueError(f"`warmup_steps` is {self.warmup_steps}; the partition needs at least 1 full step to look at.")
         if not 0.0 <= self.smoothing < math.inf:
             raise ValueError(f"`smoothing` is {self.smoothing}; give 0 (off) or a positive number of tokens.")
 

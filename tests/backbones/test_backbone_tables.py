@@ -50,7 +50,7 @@ def test_the_documentation_lists_every_family() -> None:
 
 
 @pytest.mark.parametrize("name", LEFT_DENSE)
-def test_what_is_left_dense_says_why(name: str) -> None:
+def test_what_runs_in_full_says_why(name: str) -> None:
     fit = find_backbone(type(name, (nn.Module,), {})(), BACKBONES)
     assert fit.backbone is None and fit.reason.endswith(f"with the model `{name}`: {LEFT_DENSE[name]}")
 

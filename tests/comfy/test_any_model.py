@@ -57,7 +57,7 @@ def test_an_unknown_family(comfy: Any) -> None:
     assert tiny.report().notes == [], "nothing is asked of the family"
     _, found = evaluations(tiny, preset(tiny, "paper"))
     assert torch.equal(found, sample(tiny, tiny.model)), "parts of steps are not"
-    assert tiny.report().notes[0].endswith("; it runs dense.")
+    assert tiny.report().notes[0].endswith("; it runs in full.")
 
 
 def patched(tiny: Any) -> tuple[Any, dict[str, Any]]:
@@ -85,7 +85,7 @@ def with_control(tiny: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("fallback", [patched, with_areas, with_control], ids=lambda fallback: fallback.__name__)
-def test_what_is_in_the_way_of_parts_is_not_in_the_way_of_whole_steps(tiny: Any, fallback: Callable[[Any], Any]) -> None:
+def test_what_forbids_selective_steps_allows_skipped_ones(tiny: Any, fallback: Callable[[Any], Any]) -> None:
     model, changes = fallback(tiny)
     plain, found = sample(tiny, model, **changes), sample(tiny, whole(tiny, model), **changes)
     assert tiny.report().counts() == WHOLE and tiny.report().notes == []
@@ -139,5 +139,5 @@ def test_a_compiled_model_stays_compiled_where_parts_are_not_computed(
     model, changes = fallback(tiny)
     found = sample(tiny, preset(tiny, "paper", model), **changes)
     assert torch.equal(found, sample(tiny, model, **changes))
-    assert tiny.report().notes[0].startswith("Dense, because ") and UNCOMPILED not in tiny.report().notes
+    assert tiny.report().notes[0].startswith("Computed in full, because ") and UNCOMPILED not in tiny.report().notes
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -1,4 +1,4 @@
-"""Every model family: the subset pass is the dense pass, identity, prompts of different length, batches, bfloat16; nothing stays behind."""
+"""Every model family: the subset pass is the full pass, identity, prompts of different length, batches, bfloat16; nothing stays behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TinyFamily:
         return [[text, {**self.family.extras, **mask, **extras}]]
 
     def accelerated(self, keep: float = 0.25, interval: int = 4, warmup: int = 2) -> Any:
-        """The model through the Accelerate node: the paper's rule, nothing followed, nothing settled."""
+        """The model through the Accelerate node: the paper's rule, nothing extrapolated, nothing corrected."""
         values = {"forecast": 0.0, "early_refresh": False, "skipped_steps": 0, "corrector": False}
         inputs = {"preset": "custom", "keep_ratio": keep, "refresh_interval": interval, "warmup_steps": warmup, **values}
         return self.comfy.execute("SafeDitAccelerate", model=self.model, **inputs)[0]
@@ -81,7 +81,7 @@ def tiny(request: pytest.FixtureRequest, comfy: Any) -> TinyFamily:
         reasons = [note for note in family.report().notes if "ense" in note]
         if reasons:
             assert torch.equal(family.sample(family.accelerated()), family.sample(family.model))
-            pytest.skip(f"this ComfyUI's {request.param.name} runs dense: {reasons[0]}")
+            pytest.skip(f"this ComfyUI's {request.param.name} runs in full: {reasons[0]}")
     return family
 
 
@@ -134,7 +134,7 @@ def frozen(model: Any) -> tuple[Any, list[tuple[str, float, float]]]:
 
 
 def largest(found: list[tuple[str, float, float]]) -> float:
-    """Largest difference of a selective call from the dense one, over the largest value."""
+    """Largest difference of a selective call from the full one, over the largest value."""
     selective = [difference / value for kind, difference, value in found if kind == "selective"]
     assert selective, f"no call was selective: {found}"
     assert all(difference == 0.0 for kind, difference, _ in found if kind != "selective")
@@ -146,7 +146,7 @@ def largest(found: list[tuple[str, float, float]]) -> float:
 
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("tokens", [(24, 24), (24, 17)], ids=["same length", "other length"])
-def test_subset_pass_is_the_dense_pass(
+def test_subset_pass_is_the_full_pass(
     tiny: TinyFamily, images: int, tokens: tuple[int, int], differences: Differences, record_property: Record
 ) -> None:
     model, found = frozen(tiny.accelerated())
@@ -180,7 +180,7 @@ def test_subset_pass_in_bfloat16(comfy: Any, tiny: TinyFamily, differences: Diff
 
 
 def test_another_input_gives_another_picture(tiny: TinyFamily) -> None:
-    """The exactness test can fail: at the sampler's own latents the held rows are old. Two whole cycles after the warm-up, in ten steps."""
+    """The exactness test can fail: at the sampler's own latents the kept rows are old. Two whole cycles after the warm-up, in ten steps."""
     plain = tiny.sample(tiny.model, steps=10)
     found = tiny.sample(tiny.accelerated(), steps=10)
     assert (found - plain).abs().max() > 1e-4 * plain.abs().max()

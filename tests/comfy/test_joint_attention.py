@@ -19,7 +19,7 @@ from .test_masks_in_models import judged, model_calls
 
 BY_NAME = {family.name: family for family in FAMILIES}
 POOLED = {"pooled_output": torch.ones(1, 32)}
-FULL_LENGTH = "Dense, because a ControlNet adds to the image at full length."
+FULL_LENGTH = "Computed in full, because a ControlNet adds to the image at full length."
 
 # Models of a class that is tested already, with other parts.
 HUNYUAN_IMAGE: dict[str, Any] = {"in_channels": 64, "out_channels": 64, "vec_in_dim": None, "axes_dim": [64, 64], "patch_size": [1, 1]}
@@ -77,7 +77,7 @@ def referenced(family: Family, *sizes: tuple[int, int], **extras: Any) -> dict[s
 
 
 @pytest.mark.parametrize("name", ["Flux", "Flux.2", "Qwen-Image", "Mage-Flow"])
-def test_reference_rows_are_held_like_context(comfy: Any, name: str, record_property: Record) -> None:
+def test_reference_rows_are_kept_like_context(comfy: Any, name: str, record_property: Record) -> None:
     tiny = TinyFamily(comfy, BY_NAME[name])
     references = referenced(tiny.family, (8, 12), (6, 4))
     prompts = both(tiny, **references)
@@ -107,14 +107,14 @@ def test_references_of_one_prompt_only(comfy: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "argument"), [("Flux.2", "modulation_dims_img"), ("Qwen-Image", "timestep_zero_index")])
-def test_references_with_a_modulation_of_their_own_run_dense(comfy: Any, name: str, argument: str) -> None:
+def test_references_with_a_modulation_of_their_own_run_in_full(comfy: Any, name: str, argument: str) -> None:
     tiny = TinyFamily(comfy, BY_NAME[name])
     references = referenced(tiny.family, (8, 12), reference_latents_method="index_timestep_zero")
     prompts = both(tiny, **references)
     # ComfyUI's Flux cannot do it with two prompts in one call, and that of Flux.1 not at all.
     found = tiny.sample(tiny.accelerated(), cfg=1.0, **prompts)
     assert torch.equal(found, tiny.sample(tiny.model, cfg=1.0, **prompts))
-    sentence = f"Dense, because the model was given `{argument}`, which changes rows by their place."
+    sentence = f"Computed in full, because the model was given `{argument}`, which changes rows by their place."
     assert tiny.report().notes[0] == sentence
     assert "selective" not in tiny.report().counts()
     assert tiny.leftovers() == []
@@ -128,13 +128,13 @@ def test_references_with_a_modulation_of_their_own_run_dense(comfy: Any, name: s
         ("HiDream", {"concat_latent_image": torch.ones(1, 16, 16, 24)}, "the picture to edit stands beside the picture"),
     ],
 )
-def test_other_row_layouts_run_dense(comfy: Any, name: str, extras: dict[str, Any], sentence: str) -> None:
+def test_other_row_layouts_run_in_full(comfy: Any, name: str, extras: dict[str, Any], sentence: str) -> None:
     tiny = TinyFamily(comfy, BY_NAME[name])
     prompts = both(tiny, **extras)
     changes = {**prompts, "cfg": 1.0}  # ComfyUI's HunyuanVideo cannot do it with two prompts in one call
     found = tiny.sample(tiny.accelerated(), **changes)
     assert torch.equal(found, tiny.sample(tiny.model, **changes))
-    assert tiny.report().notes[0] == f"Dense, because {sentence}."
+    assert tiny.report().notes[0] == f"Computed in full, because {sentence}."
     assert "selective" not in tiny.report().counts()
 
 
@@ -165,7 +165,7 @@ def test_masks_of_padded_text(comfy: Any, name: str, padding: int, images: int, 
         assert (ledger.trimmed.total() if padding else ledger.elided) == ledger.masked - refiner > 0
 
 
-def test_a_mask_per_query_runs_dense(comfy: Any) -> None:
+def test_a_mask_per_query_runs_in_full(comfy: Any) -> None:
     """As the Redux style node makes one where its strength is not 1."""
     tiny = TinyFamily(comfy, BY_NAME["Flux"])
     mask = torch.zeros(1, 24 + 96, 24 + 96)
@@ -173,7 +173,7 @@ def test_a_mask_per_query_runs_dense(comfy: Any) -> None:
     prompts: dict[str, Any] = {"positive": tiny.prompt(1, 24, attention_mask=mask, attention_mask_img_shape=(8, 12))}
     found = tiny.sample(tiny.accelerated(), **prompts)
     assert torch.equal(found, tiny.sample(tiny.model, **prompts))
-    assert tiny.report().notes == ["Dense, because the model masks attention per query."]
+    assert tiny.report().notes == ["Computed in full, because the model masks attention per query."]
 
 
 # ControlNets
@@ -319,12 +319,12 @@ def test_a_skipped_first_block(comfy: Any, name: str, kind: str) -> None:
     tiny.model.set_model_patch_replace(lambda arguments, _: arguments, "dit", kind, 0)
     plain = tiny.sample(tiny.model)
     assert torch.equal(tiny.sample(tiny.accelerated()), plain) and not torch.equal(plain, whole)
-    assert tiny.report().notes == ["Dense, because another node replaces blocks of the model."]
+    assert tiny.report().notes == ["Computed in full, because another node replaces blocks of the model."]
     assert tiny.report().sensitivity.std() > 0.05, "the prompt is read all the same"
 
 
 def test_skip_layer_guidance(comfy: Any) -> None:
-    """It shows the prompt once more to a model without some blocks; in its steps all runs dense."""
+    """It shows the prompt once more to a model without some blocks; in its steps all runs in full."""
     comfy.load_extra("nodes_sd3.py")
     tiny = TinyFamily(comfy, BY_NAME["SD3.5"])
     tiny.model = comfy.execute("SkipLayerGuidanceSD3", model=tiny.model, layers="1", scale=3.0, start_percent=0.0, end_percent=0.6)[0]
@@ -339,8 +339,8 @@ def test_skip_layer_guidance(comfy: Any) -> None:
 # Models that are not what they were
 
 
-def dense_because(tiny: TinyFamily, sentence: str) -> None:
-    """The run is dense, the picture the model's own, and the report says why."""
+def in_full_because(tiny: TinyFamily, sentence: str) -> None:
+    """Every step is computed, the picture the model's own, and the report says why."""
     plain = tiny.sample(tiny.model)
     assert torch.equal(tiny.sample(tiny.accelerated()), plain)
     assert tiny.report().notes == [sentence]
@@ -353,7 +353,7 @@ def test_an_unknown_class(comfy: Any) -> None:
     module.__class__ = type("FluxOfTomorrow", (type(module),), {})
     reason = described(comfy, module).reason
     assert reason.startswith("The model class `FluxOfTomorrow` is not supported yet (supported: ")
-    dense_because(tiny, f"{reason}; it runs dense.")
+    in_full_because(tiny, f"{reason}; it runs in full.")
 
 
 def test_a_block_with_another_signature(comfy: Any) -> None:
@@ -365,8 +365,8 @@ def test_a_block_with_another_signature(comfy: Any) -> None:
             return super().forward(img, txt, vec, **kwargs)
 
     block.__class__ = Renamed
-    sentence = "The model `Flux` no longer fits the Flux backbone: `double_blocks.1` takes no argument `pe`; it runs dense."
-    dense_because(tiny, sentence)
+    sentence = "The model `Flux` no longer fits the Flux backbone: `double_blocks.1` takes no argument `pe`; it runs in full."
+    in_full_because(tiny, sentence)
 
 
 PARTS = [

@@ -77,10 +77,10 @@ def test_given_back_after_an_error(tiny: TinyFamily) -> None:
     assert torch.equal(tiny.sample(tiny.model), plain)
 
 
-def test_compressed_keys_run_dense(comfy: Any) -> None:
+def test_compressed_keys_run_in_full(comfy: Any) -> None:
     """A KV-compressed PixArt: only every second image row has keys."""
     tiny = TinyFamily(comfy, next(family for family in FAMILIES if family.name == "PixArt"))
     compression = {"sampling": "uniform_every", "scale_factor": 2, "kv_compress_layer": [1]}
     tiny.model = configured("PixArtSigma", {**PIXART, "kv_compress_config": compression}, torch.float32)
     assert torch.equal(tiny.sample(tiny.accelerated()), tiny.sample(tiny.model))
-    assert tiny.report().notes == ["Dense, because the model attends to fewer keys than there are image rows."]
+    assert tiny.report().notes == ["Computed in full, because the model attends to fewer keys than there are image rows."]

@@ -180,7 +180,7 @@ def test_one_reduction_a_model_call(model: Any, padding: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["lens_in_bfloat16", "qwen"])
-def test_of_unknown_origin_it_is_one_a_layer(family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_an_unknown_source_it_is_one_a_layer(family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counting above can fail; and a family nobody has listed gets the same picture."""
     tiny = request.getfixturevalue(family)
     prompts = tiny.prompts(9, 4)
@@ -274,7 +274,7 @@ def test_a_pack_that_writes_into_the_mask_between_blocks(lens: Any) -> None:
 
 @pytest.mark.parametrize("weighted_block", [0, 1])
 def test_a_pack_that_puts_its_override_around_ours_for_a_block(lens_in_bfloat16: Any, weighted_block: int, record_property: Record) -> None:
-    """What reaches us then is not what the block was given, and its origin proves nothing."""
+    """What reaches us then is not what the block was given, and its source proves nothing."""
     tiny = lens_in_bfloat16
 
     def weigh(index: int, args: Any, block: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Memory between anchors, in whole runs: predicted as measured, given back when it runs out, other precisions close."""
+"""Memory between refreshes, in whole runs: predicted as measured, given back when it runs out, other precisions close."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def watched(model: Any, look: Callable[[Any], None]) -> Any:
 
 @pytest.mark.parametrize("at_call", [2, 4, 6])
 def test_out_of_memory_finishes_the_picture(tiny: TinyNextDiT, at_call: int) -> None:
-    """In the second call a cache is being filled, later ones are selective or an anchor."""
-    calls, held = 0, []
+    """In the second call a cache is being filled, later ones are selective or a refresh."""
+    calls, kept = 0, []
 
     def fail(*_: Any) -> None:
         nonlocal calls
@@ -121,12 +121,12 @@ def test_out_of_memory_finishes_the_picture(tiny: TinyNextDiT, at_call: int) -> 
     accelerated = tiny.accelerated(**SELECTIVE)
     hook = tiny.model.model.diffusion_model.layers[1].register_forward_pre_hook(fail)
     try:
-        found = tiny.sample(watched(accelerated, lambda run: held.append(run.partial.bytes)))
+        found = tiny.sample(watched(accelerated, lambda run: kept.append(run.partial.bytes)))
     finally:
         hook.remove()
     assert found.isfinite().all()
     assert [note for note in tiny.report().notes if "memory ran out" in note]
-    assert held[at_call - 1 :] == [0] * len(held[at_call - 1 :]) and len(held) == 8
+    assert kept[at_call - 1 :] == [0] * len(kept[at_call - 1 :]) and len(kept) == 8
     assert tiny.leftovers() == []
     assert torch.equal(tiny.sample(accelerated), tiny.sample(tiny.accelerated(**SELECTIVE)))
     if at_call == 2:

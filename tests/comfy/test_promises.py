@@ -15,7 +15,7 @@ from torch import Tensor
 from .conftest import described
 
 SELECTIVE = "selective"
-PART = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
+PART = "Computed in full, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
 SCHEDULE = {"refresh_interval": 4, "start_percent": 0.0, "end_percent": 1.0, "forecast": 0.0, "early_refresh": False}
 
 
@@ -43,9 +43,9 @@ def test_the_picture_does_change_when_it_may(tiny: Any) -> None:
     assert 0.3 < tiny.report().rows_computed_share < 0.75
 
 
-def test_a_forecast_changes_what_is_held(tiny: Any) -> None:
-    held, followed = (tiny.sample(tiny.accelerated(forecast=forecast)) for forecast in (0.0, 0.6))
-    assert not torch.equal(held, followed)
+def test_a_forecast_changes_what_is_reused(tiny: Any) -> None:
+    reused, extrapolated = (tiny.sample(tiny.accelerated(forecast=forecast)) for forecast in (0.0, 0.6))
+    assert not torch.equal(reused, extrapolated)
 
 
 def test_partition_and_masks_alone_change_nothing(tiny: Any, dense: Tensor) -> None:
@@ -62,7 +62,7 @@ def test_partition_and_masks_alone_change_nothing(tiny: Any, dense: Tensor) -> N
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (16, 24)])
 @pytest.mark.parametrize("images", [1, 2])
-def test_subset_pass_is_the_dense_pass_at_the_same_input(tiny: Any, size: tuple[int, int], images: int) -> None:
+def test_subset_pass_is_the_full_pass_at_the_same_input(tiny: Any, size: tuple[int, int], images: int) -> None:
     evaluate = evaluator(tiny, size, images)
     first, kind = evaluate(1.0)
     again, again_kind = evaluate(0.9)
@@ -84,7 +84,7 @@ def test_subset_pass_at_an_odd_size(tiny: Any) -> None:
 
 
 def test_a_stale_cache_would_be_seen(tiny: Any) -> None:
-    """The exactness test can fail: at another input the held rows differ."""
+    """The exactness test can fail: at another input the remembered rows differ."""
     evaluate = evaluator(tiny, (16, 16), 1)
     evaluate(1.0)
     assert (evaluate(0.9, shift=0.1)[0] - evaluator(tiny, (16, 16), 1)(1.0, shift=0.1)[0]).abs().max() > 1e-3
@@ -340,14 +340,14 @@ def test_guidance_has_nothing_to_do_at_cfg_one(tiny: Any) -> None:
     assert any("nothing to weight" in note for note in tiny.report().notes)
 
 
-# Where selective updates do not fit: dense, with the reason
+# Where selective updates do not fit: computed in full, with the reason
 
 
 def test_model_patches_that_need_full_length(tiny: Any) -> None:
     model = tiny.model.clone()
     model.set_model_patch(lambda arguments: {}, "double_block")
     assert torch.equal(tiny.sample(tiny.accelerated(model=model)), tiny.sample(model))
-    assert tiny.report().notes == ["Dense, because a model patch (`double_block`) works on the image at full length."]
+    assert tiny.report().notes == ["Computed in full, because a model patch (`double_block`) works on the image at full length."]
 
 
 @pytest.mark.parametrize("adds", [False, True], ids=["which adds nothing", "which adds"])
@@ -361,7 +361,7 @@ def test_control_net(tiny: Any, adds: bool) -> None:
     extras = {"control": Given(), "control_apply_to_uncond": True}
     prompts = {"positive": tiny.prompt(1, **extras), "negative": tiny.prompt(2, **extras)}
     picture = tiny.sample(tiny.accelerated(), **prompts)
-    assert tiny.report().notes == (["Dense, because a ControlNet adds to the image at full length."] if adds else [])
+    assert tiny.report().notes == (["Computed in full, because a ControlNet adds to the image at full length."] if adds else [])
     assert torch.equal(picture, tiny.sample(tiny.model, **prompts) if adds else tiny.sample(tiny.accelerated()))
 
 
@@ -377,10 +377,10 @@ def test_reference_latents(padded: Any) -> None:
     prompts = {"positive": padded.prompt(1, reference_latents=[torch.zeros(1, 16, 16, 16)])}
     assert torch.equal(padded.sample(padded.accelerated(), **prompts), padded.sample(padded.model, **prompts))
     padded.sample(padded.accelerated(), **prompts)
-    assert "Dense, because reference latents change the token layout." in padded.report().notes
+    assert "Computed in full, because reference latents change the token layout." in padded.report().notes
 
 
-def test_an_unknown_model_runs_dense_and_is_named(tiny: Any) -> None:
+def test_an_unknown_model_runs_in_full_and_is_named(tiny: Any) -> None:
     assert "`Linear` is not supported yet" in described(tiny.comfy, torch.nn.Linear(2, 2)).reason
 
 

@@ -1,4 +1,4 @@
-"""Steps that compute nothing, and settling, through ComfyUI's real KSampler."""
+"""Steps that compute nothing, and the corrector, through ComfyUI's real KSampler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_identity_bit_for_bit(tiny: Any, keep: float, interval: int) -> None:
 
 
 @pytest.mark.parametrize(("interval", "skipped", "kinds"), [(2, 1, "ww-r-r-r"), (4, 1, "wwss-r-r"), (4, 9, "ww---r-r")])
-def test_a_held_step_calls_no_model(tiny: Any, interval: int, skipped: int, kinds: str) -> None:
+def test_a_skipped_step_calls_no_model(tiny: Any, interval: int, skipped: int, kinds: str) -> None:
     calls = 0
 
     def count(*_: Any) -> None:
@@ -28,13 +28,13 @@ def test_a_held_step_calls_no_model(tiny: Any, interval: int, skipped: int, kind
     hook.remove()
     assert "".join(record.kind.letter for record in tiny.report().evaluations) == kinds
     assert calls == len(kinds) - kinds.count("-")
-    held_rows = {(record.rows_active, record.rows_total) for record in tiny.report().evaluations if record.kind.value == "skipped"}
-    assert held_rows == {(0, 2 * (40 + 64) if "s" in kinds else 0)}, "rows are watched where some of them are left out"
+    rows = {(record.rows_active, record.rows_total) for record in tiny.report().evaluations if record.kind.value == "skipped"}
+    assert rows == {(0, 2 * (40 + 64) if "s" in kinds else 0)}, "rows are watched where some of them are left out"
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "uni_pc"])
-def test_settling_brings_it_closer(tiny: Any, sampler: str) -> None:
-    """One skipped step, settled in the next: the latent after both is closer to the dense one than unsettled."""
+def test_the_corrector_brings_it_closer(tiny: Any, sampler: str) -> None:
+    """One skipped step, corrected in the next: the latent after both is closer to the dense one than uncorrected."""
     dense = tiny.sample(tiny.model, sampler_name=sampler)
     off, on = (
         tiny.sample(tiny.accelerated(interval=2, skipped_steps=1, corrector=corrector), sampler_name=sampler) for corrector in (False, True)

@@ -1,4 +1,4 @@
-"""Videos: the map is one of frames, reference frames are held, frames with a noise level of their own run dense."""
+"""Videos: the map is one of frames, reference frames are kept, frames with a noise level of their own run in full."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_report_draws_a_picture_of_each_frame(video: TinyFamily) -> None:
 # What stands beside the frames
 
 
-def test_reference_frames_are_held(video: TinyFamily) -> None:
+def test_reference_frames_are_kept(video: TinyFamily) -> None:
     """Phantom's frames behind the video's own: nothing of them is kept, so nothing of them is computed."""
     references = torch.randn(1, 16, 1, 8, 12)
     positive, negative = (video.prompt(seed, 24, time_dim_concat=references) for seed in (1, 2))
@@ -89,11 +89,11 @@ def test_the_clip_image_tells_nothing_of_the_prompt(comfy: Any) -> None:
     assert tiny.report().sensitivity.eq(0.0).all()
 
 
-# Dense, and why
+# In full, and why
 
 
-def dense_reason(tiny: TinyFamily, *args: Any, **changes: Any) -> list[str]:
-    """Notes of a run that must be dense."""
+def reason_for_full(tiny: TinyFamily, *args: Any, **changes: Any) -> list[str]:
+    """Notes of a run that must be computed in full."""
     assert torch.equal(tiny.sample(tiny.accelerated(), *args, **changes), tiny.sample(tiny.model, *args, **changes))
     assert "selective" not in tiny.report().counts()
     notes: list[str] = tiny.report().notes
@@ -101,7 +101,7 @@ def dense_reason(tiny: TinyFamily, *args: Any, **changes: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["Wan", "Cosmos-Predict2, video"])
-def test_frames_with_their_own_noise_level_run_dense(comfy: Any, name: str) -> None:
+def test_frames_with_their_own_noise_level_run_in_full(comfy: Any, name: str) -> None:
     """Wan 2.2 5B and Cosmos take frames that are given as free of noise."""
     tiny = TinyFamily(comfy, family(name))
     if name == "Wan":
@@ -109,13 +109,13 @@ def test_frames_with_their_own_noise_level_run_dense(comfy: Any, name: str) -> N
     mask = torch.ones(1, 1, 3, 8, 12)
     mask[:, :, 0] = 0.0
     latent = {"samples": torch.zeros(1, 48 if name == "Wan" else 16, 3, 8, 12)}
-    assert dense_reason(tiny, latent_image={**latent, "noise_mask": mask}) == [
-        "Dense, because the noise level differs from frame to frame."
+    assert reason_for_full(tiny, latent_image={**latent, "noise_mask": mask}) == [
+        "Computed in full, because the noise level differs from frame to frame."
     ]
     tiny.sample(tiny.accelerated(), latent_image=latent)
     assert tiny.report().counts()["selective"] == 4
 
 
-def test_a_reference_image_before_the_video_runs_dense(video: TinyFamily) -> None:
+def test_a_reference_image_before_the_video_runs_in_full(video: TinyFamily) -> None:
     positive = video.prompt(1, 24, reference_latents=[torch.randn(1, 16, 1, 8, 12)])
-    assert "Dense, because a reference image stands before the video's rows." in dense_reason(video, positive=positive)
+    assert "Computed in full, because a reference image stands before the video's rows." in reason_for_full(video, positive=positive)

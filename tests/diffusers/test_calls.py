@@ -37,7 +37,7 @@ from ..support.diffusers_pipelines import (
     weighted,
 )
 
-HOLDING = SafeConfig(partition=PartitionConfig(warmup_steps=2), schedule=ScheduleConfig(refresh_interval=3, skipped_steps=2))
+SKIPPING = SafeConfig(partition=PartitionConfig(warmup_steps=2), schedule=ScheduleConfig(refresh_interval=3, skipped_steps=2))
 SKIPPED = "ww--r--r-r"
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
@@ -71,10 +71,10 @@ def sd3_with(scheduler: Any) -> Tiny:
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )  # fmt: skip
-def test_known_schedulers_hold_steps(scheduler: Any) -> None:
+def test_known_schedulers_skip_steps(scheduler: Any) -> None:
     tiny = sd3_with(scheduler)
     plain = sample(tiny)
-    with apply(tiny.pipe, HOLDING) as safe, counted(tiny.pipe) as ran:
+    with apply(tiny.pipe, SKIPPING) as safe, counted(tiny.pipe) as ran:
         found = sample(tiny)
         assert kinds(safe) == SKIPPED and len(ran) == 5 and safe.report().notes == [FAR_APART]
         assert torch.equal(sample(tiny), found), "the second call equals the first"
@@ -92,7 +92,7 @@ def test_known_schedulers_hold_steps(scheduler: Any) -> None:
 def test_where_fewer_steps_are_better_all_are_computed(scheduler: Any, evaluations: int) -> None:
     tiny = sd3_with(scheduler)
     plain = sample(tiny)
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         assert torch.equal(sample(tiny), plain)
     report = safe.report()
     assert report.notes == [NOT_LEFT_OUT.format(type(scheduler).__name__)]
@@ -107,7 +107,7 @@ def test_where_fewer_steps_are_better_all_are_computed(scheduler: Any, evaluatio
 def test_levels_of_the_users_own(sigmas: Any, expected: str) -> None:
     """Also repeated ones: every evaluation belongs to its own step, and none is left out into or out of which the level does not fall."""
     tiny = tiny_of("sd3")
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         found = sample(tiny, sigmas=sigmas)
     assert kinds(safe) == expected and [record.step for record in safe.report().evaluations] == list(range(STEPS))
     assert torch.isfinite(found).all() and safe.report().notes == [FAR_APART]
@@ -115,7 +115,7 @@ def test_levels_of_the_users_own(sigmas: Any, expected: str) -> None:
 
 def test_timesteps_of_the_users_own() -> None:
     tiny = tiny_of("pixart")
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         tiny.sample(timesteps=[999, 900, 800, 640, 500, 380, 200, 90, 40, 10])
     assert kinds(safe) == SKIPPED and safe.report().notes == [FAR_APART]
 
@@ -124,10 +124,10 @@ def test_levels_that_rise_run_in_full() -> None:
     tiny = tiny_of("sd3")
     rising = np.linspace(0.1, 0.9, STEPS)
     plain = sample(tiny, sigmas=rising)
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         assert torch.equal(sample(tiny, sigmas=rising), plain)
     (note,) = safe.report().notes
-    assert note == "Dense, because the scheduler `FlowMatchEulerDiscreteScheduler`, as it is set, is not known to the engine."
+    assert note == "Computed in full, because the scheduler `FlowMatchEulerDiscreteScheduler`, as it is set, is not known to the engine."
 
 
 # Where a run begins, and that it is one
@@ -145,7 +145,7 @@ def test_a_pipeline_that_begins_in_the_middle_without_telling() -> None:
     call = {"height": 16, "width": 20, "num_inference_steps": 12}
     scheduler.set_begin_index = lambda index: None
     plain = sample(tiny, **call)
-    with apply(pipe, HOLDING) as safe:
+    with apply(pipe, SKIPPING) as safe:
         found = sample(tiny, **call)
     assert kinds(safe) == "ww--r--r" and safe.report().total_steps == 8 and safe.report().notes == []
     assert not torch.equal(found, plain) and torch.isfinite(found).all()
@@ -174,8 +174,8 @@ def test_two_runs_in_one_call(height: int) -> None:
     assert len(ran) == 20 and len(safe.report().evaluations) == MANY and safe.report().notes == [AGAIN]
 
 
-def test_nothing_is_held_from_one_model_to_another() -> None:
-    """Wan 2.2, where a step that would be skipped is the first of the second model: that is computed, and what follows holds it alone."""
+def test_nothing_is_reused_from_one_model_to_another() -> None:
+    """Wan 2.2, where a step that would be skipped is the first of the second model: it is computed, and later ones reuse it alone."""
     first, second = tiny_of("wan"), tiny_of("wan")
     for weight in second.pipe.transformer.parameters():
         weight.data.mul_(1.05)
@@ -194,7 +194,7 @@ def test_nothing_is_held_from_one_model_to_another() -> None:
     handed_over = min(steps[True])
     assert SKIPPED[handed_over] == "-", "the case is there"
     steps[True].clear()
-    with apply(pipe, HOLDING) as safe:
+    with apply(pipe, SKIPPING) as safe:
         tiny.sample()
     assert kinds(safe)[handed_over] == "r" and handed_over in steps[True]
 
@@ -210,7 +210,7 @@ def test_latents_in_rows_without_places() -> None:
     pipe.set_progress_bar_config(disable=True)
     tiny = Tiny(pipe, {**text(masked=True), "num_frames": 9})
     plain = tiny.sample(height=64, width=96)
-    with apply(pipe, HOLDING) as safe:
+    with apply(pipe, SKIPPING) as safe:
         found = tiny.sample(height=64, width=96)
     assert kinds(safe) == SKIPPED and found.shape == plain.shape and not torch.equal(found, plain)
     assert (found - plain).square().mean() < plain.square().mean()
@@ -232,7 +232,7 @@ def test_a_learned_variance_is_handed_over() -> None:
         return step(model_output, *args, **kwargs)
 
     scheduler.step = watched
-    with apply(pipe, HOLDING) as safe:
+    with apply(pipe, SKIPPING) as safe:
         found = sample(tiny)
     assert kinds(safe) == SKIPPED and torch.isfinite(found).all()
     assert all(output.shape[1] == 8 for output in given)
@@ -242,7 +242,7 @@ def test_a_learned_variance_is_handed_over() -> None:
 @pytest.mark.parametrize("changes", [{"guidance_scale": 1.0}, {"num_images_per_prompt": 2}], ids=["one cond", "two pictures"])
 def test_batches_and_no_guidance(changes: dict[str, Any]) -> None:
     tiny = tiny_of("flux, true cfg" if "num_images_per_prompt" in changes else "sd3")
-    with apply(tiny.pipe, HOLDING) as safe, counted(tiny.pipe) as ran:
+    with apply(tiny.pipe, SKIPPING) as safe, counted(tiny.pipe) as ran:
         found = sample(tiny, **changes)
     assert kinds(safe) == SKIPPED and len(ran) == 5 * (2 if "num_images_per_prompt" in changes else 1)
     assert len(found) == changes.get("num_images_per_prompt", 1) and torch.isfinite(found).all()
@@ -252,7 +252,7 @@ def test_a_picture_is_the_same_in_a_batch() -> None:
     tiny = tiny_of("sd3")
     latents = noise(8, 1, 4, HEIGHT // 8, SIDE // 8)
     two = {key: torch.cat([value, value]) for key, value in tiny.inputs.items()}
-    with apply(tiny.pipe, HOLDING):
+    with apply(tiny.pipe, SKIPPING):
         single = sample(tiny, latents=latents)
         both = sample(tiny, **two, latents=torch.cat([latents, noise(9, *latents.shape)]))
     assert (both[:1] - single).abs().max() <= 1e-4 * single.abs().max() and not torch.allclose(both[1:], single)
@@ -272,7 +272,7 @@ def test_a_copy_of_the_scheduler_is_its_own() -> None:
             copies[0].step(noise(1, 1, 4, 8, 8), copies[0].timesteps[4], noise(2, 1, 4, 8, 8))
         return values
 
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         alone = sample(tiny)
         assert torch.equal(sample(tiny, callback_on_step_end=step_a_copy), alone)
         assert kinds(safe) == SKIPPED and copies[0].step_index == 5
@@ -289,7 +289,7 @@ def test_a_pipeline_that_steps_copies_alone_runs_in_full() -> None:
     tiny = Tiny(pipe, {**text(), "prompt": None, "num_frames": 9, "base_num_frames": 9, "height": 64, "width": 64})
     call = {"height": 64, "width": 64}
     plain = tiny.sample(**call)
-    with apply(pipe, HOLDING) as safe:
+    with apply(pipe, SKIPPING) as safe:
         assert torch.equal(tiny.sample(**call), plain)
     assert safe.report().notes[-1] == NOT_STEPPED and safe.report().evaluations == []
 
@@ -315,7 +315,7 @@ def test_levels_that_a_pipeline_gives_to_single_tokens() -> None:
     tiny = tiny_of("sd3")
     tiny.pipe.__class__ = ChurningPipeline
     plain = sample(tiny)
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         assert torch.equal(sample(tiny), plain)
     assert safe.report().notes == [NOT_READ]
 
@@ -331,12 +331,12 @@ def test_perturbed_attention_guidance() -> None:
     pipe.set_progress_bar_config(disable=True)
     tiny = Tiny(pipe, {**text(pooled=True), "pag_scale": 2.0})
     plain = sample(tiny)
-    with apply(pipe, HOLDING) as safe:
+    with apply(pipe, SKIPPING) as safe:
         sample(tiny)
         assert kinds(safe) == SKIPPED and safe.report().notes == [FAR_APART]
     with apply(pipe, selective()) as safe:
         assert torch.equal(sample(tiny), plain)
-    assert safe.report().notes == ["Dense, because perturbed-attention guidance attends to a part of the batch at a time."]
+    assert safe.report().notes == ["Computed in full, because perturbed-attention guidance attends to a part of the batch at a time."]
 
 
 def modular(guider: Any) -> Any:
@@ -359,7 +359,7 @@ def test_modular_pipelines_and_their_guiders(guider: Any) -> None:
         return latents
 
     plain = made()
-    with apply(pipe, HOLDING) as safe, counted(pipe) as ran:
+    with apply(pipe, SKIPPING) as safe, counted(pipe) as ran:
         found = made()
         assert kinds(safe) == SKIPPED and len(ran) == 10 and not torch.equal(found, plain)
         assert torch.equal(made(), found)
@@ -389,7 +389,7 @@ def test_after_an_error_all_is_as_before(error: type[BaseException]) -> None:
             raise error
         return values
 
-    with apply(tiny.pipe, HOLDING) as safe:
+    with apply(tiny.pipe, SKIPPING) as safe:
         whole = sample(tiny)
         with pytest.raises(error):
             sample(tiny, callback_on_step_end=fail)
@@ -404,7 +404,7 @@ def test_memory_that_runs_out_in_the_model_is_the_callers() -> None:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    with apply(tiny.pipe, HOLDING):
+    with apply(tiny.pipe, SKIPPING):
         whole = sample(tiny)
         handle = tiny.pipe.transformer.transformer_blocks[1].register_forward_pre_hook(fail)
         with pytest.raises(torch.OutOfMemoryError):

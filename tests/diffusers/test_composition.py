@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def holds(tiny: Tiny, least: int = 3) -> None:
-    """Identity with nothing to skip, rows left out and steps held without a word, and the same pipeline again after `remove()`."""
+    """Identity with nothing to skip, rows left out and steps skipped without a word, and the same pipeline again after `remove()`."""
     plain, before = tiny.sample(), graph(tiny.pipe, identity=False)
     with apply(tiny.pipe, selective(interval=1)):
         assert torch.equal(tiny.sample(), plain)
@@ -187,7 +187,7 @@ def test_two_transformers() -> None:
 
 @pytest.mark.parametrize("part", ["transformer", "transformer_2"])
 def test_two_transformers_leave_rows_out_exactly(part: str) -> None:
-    """Rows left out are those of the same transformer's anchor."""
+    """Rows left out are those of the same transformer's refresh."""
     tiny = wan_2_2()
     with apply(tiny.pipe, selective()) as safe, shown(getattr(tiny.pipe, part), safe) as found:
         tiny.sample()
@@ -241,8 +241,8 @@ def test_a_call_that_is_interrupted() -> None:
 
 
 @pytest.mark.parametrize("raised", [torch.OutOfMemoryError("no memory"), torch.AcceleratorError("CUDA error: out of memory")])
-def test_memory_that_runs_out_between_the_branches_of_a_step(raised: Exception) -> None:
-    """The first was computed in part, the second cannot be: no difference of the two guides, but the last prediction is held once more."""
+def test_memory_that_runs_out_between_the_conds_of_a_step(raised: Exception) -> None:
+    """The first was computed in part, the second cannot be: no difference of the two guides; the last prediction is reused once more."""
     tiny, calls = tiny_of("qwen"), 0
 
     def fail(*_: Any) -> None:
@@ -256,8 +256,8 @@ def test_memory_that_runs_out_between_the_branches_of_a_step(raised: Exception) 
         found = tiny.sample(num_inference_steps=6)
     handle.remove()
     assert len([note for note in safe.report().notes if "memory ran out" in note]) == 1
-    held = ScheduleConfig(refresh_interval=3, skipped_steps=1)
-    with apply(tiny.pipe, SafeConfig(partition=selective().partition, schedule=held)) as safe:
+    skipping = ScheduleConfig(refresh_interval=3, skipped_steps=1)
+    with apply(tiny.pipe, SafeConfig(partition=selective().partition, schedule=skipping)) as safe:
         assert torch.equal(tiny.sample(num_inference_steps=6), found)
     assert [record.kind.value for record in safe.report().evaluations] == ["warmup", "warmup", "selective", "skipped", "refresh", "refresh"]
 
@@ -265,7 +265,7 @@ def test_memory_that_runs_out_between_the_branches_of_a_step(raised: Exception) 
 # Compiled, cached, in the middle
 
 
-def test_compiled_models_are_guided_by_the_map_of_their_branches() -> None:
+def test_compiled_models_are_guided_by_the_map_of_their_conds() -> None:
     tiny = tiny_of("sd3")
     torch._dynamo.reset()
     tiny.pipe.transformer.compile(backend="eager")
@@ -277,7 +277,7 @@ def test_compiled_models_are_guided_by_the_map_of_their_branches() -> None:
     torch._dynamo.reset()
 
 
-def test_all_tokens_painted_as_context_run_dense() -> None:
+def test_all_tokens_painted_as_context_run_in_full() -> None:
     """One token would be computed, and the logarithm of 1 is no scale: Lumina-Next's attention is scaled by the number of rows."""
     tiny = tiny_of("lumina-next")
     plain = tiny.sample(num_inference_steps=MANY)
@@ -285,17 +285,18 @@ def test_all_tokens_painted_as_context_run_dense() -> None:
     partition = PartitionConfig(warmup_steps=2, painting=painting)
     with apply(tiny.pipe, SafeConfig(partition=partition, schedule=ScheduleConfig())) as safe:
         assert torch.equal(tiny.sample(num_inference_steps=MANY), plain)
-    assert safe.report().notes[-1] == "Dense, because a single token is to be computed, and attention may be scaled by their number."
+    reason = "a single token is to be computed, and attention may be scaled by their number"
+    assert safe.report().notes[-1] == f"Computed in full, because {reason}."
 
 
-def test_skip_layer_guidance_runs_dense() -> None:
+def test_skip_layer_guidance_runs_in_full() -> None:
     tiny = tiny_of("sd3")
     skipping = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
     plain = tiny.sample(**skipping)
     with apply(tiny.pipe, selective()) as safe:
         found = tiny.sample(**skipping)
     report = safe.report()
-    assert report.notes == ["Dense, because skip-layer guidance leaves out blocks."]
+    assert report.notes == ["Computed in full, because skip-layer guidance leaves out blocks."]
     assert torch.equal(found, plain)
 
 
@@ -333,7 +334,7 @@ def test_compiled_models(way: str) -> None:
 
 
 def test_a_compiled_graph_stays_whole() -> None:
-    """`fullgraph` fails at the first break; with whole steps held, the same one graph serves them all."""
+    """`fullgraph` fails at the first break; with whole steps skipped, the same one graph serves them all."""
     tiny = tiny_of("sd3")
     with apply(tiny.pipe, "balanced"):
         eager = tiny.sample(num_inference_steps=MANY)
@@ -349,12 +350,12 @@ def test_a_compiled_graph_stays_whole() -> None:
     torch._dynamo.reset()
 
 
-def test_a_cache_of_diffusers_runs_dense_with_rows_left_out() -> None:
+def test_a_cache_of_diffusers_runs_in_full_where_rows_would_be_left_out() -> None:
     tiny = tiny_of("qwen")
     tiny.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
     with apply(tiny.pipe, selective()) as safe:
         tiny.sample()
-    assert safe.report().notes == ["Dense, because a cache of diffusers' own works on the transformer's blocks.", UNREAD]
+    assert safe.report().notes == ["Computed in full, because a cache of diffusers' own works on the transformer's blocks.", UNREAD]
     assert safe.report().counts() == {"warmup": 2, "refresh": 8}
 
 

@@ -112,7 +112,7 @@ def test_the_scales_of_a_packed_picture_lie_on_its_tokens(handed: list[tuple[Ten
 
 
 @pytest.mark.parametrize("name", ["flux", "kontext"])
-def test_a_single_branch_has_nothing_to_weight(name: str) -> None:
+def test_a_single_cond_has_nothing_to_weight(name: str) -> None:
     tiny = tiny_of(name)
     plain = tiny.sample()
     with apply(tiny.pipe, weighted_by(2.0, 5.0)) as safe:
@@ -132,7 +132,7 @@ def test_skip_layer_guidance_keeps_the_pipelines_scale() -> None:
 
 
 @pytest.mark.parametrize("steps", ["paper", "balanced"])
-def test_with_skipped_rows_and_held_steps(guided: Tiny, steps: str) -> None:
+def test_with_selective_and_skipped_steps(guided: Tiny, steps: str) -> None:
     """SAFE+SW: with the pipeline's own scale it is SAFE-Core; with another one it is not."""
     core = preset(steps)
     with apply(guided.pipe, core):
@@ -163,7 +163,7 @@ def test_the_map_comes_from_guidance(guided: Tiny, signal: Signal, images: int) 
     assert maps[0].shape == maps[1].shape and maps[0].std() > 0.05 and not torch.equal(*maps)
 
 
-def test_the_guidance_map_is_where_the_branches_differ() -> None:
+def test_the_guidance_map_is_where_the_conds_differ() -> None:
     """SD3, one step of evidence, not smoothed: |cond - uncond| by token, from the lowest to the highest."""
     tiny = tiny_of("sd3")
     outputs: list[Tensor] = []
@@ -182,7 +182,7 @@ def test_the_guidance_map_is_where_the_branches_differ() -> None:
     assert sensitivity.flatten()[order].diff().min() >= 0.0 and sensitivity.std() > 0.1
 
 
-def test_a_single_branch_takes_its_map_from_attention() -> None:
+def test_a_single_cond_takes_its_map_from_attention() -> None:
     tiny = tiny_of("flux")
     config = PartitionConfig(signal=Signal.GUIDANCE, warmup_steps=WARMUP)
     with apply(tiny.pipe, SafeConfig(partition=config, schedule=ScheduleConfig())) as safe:
@@ -206,7 +206,7 @@ def test_combination(scale: float) -> None:
     assert found.factor[:, 3].abs().max() == 0.0
 
 
-def test_branches_that_agree_are_not_moved() -> None:
+def test_conds_that_agree_are_not_moved() -> None:
     cond = noise(1, 1, 4, 6, 8)
     assert torch.equal(moved(cond, cond, cond, torch.full((1, 1, 6, 8), 9.0)), cond)
     other = cond * 1.25
@@ -220,7 +220,7 @@ def test_half_precision_finds_the_scale_all_the_same() -> None:
     assert combination(guided.float(), cond.float(), uncond.float()).scale == pytest.approx(5.0, rel=0.01)
 
 
-def test_branch_pair() -> None:
+def test_cond_pair() -> None:
     """In one batch or two calls, in either order, cut to the latents; otherwise there is none."""
     cond, uncond = noise(1, 2, 4, 6, 8), noise(2, 2, 4, 6, 8)
     variance = noise(3, 2, 4, 6, 8)

@@ -1,4 +1,4 @@
-"""`diffusers` pipelines with tiny random transformers, accelerated: identity, exactness, held steps, and nothing left behind."""
+"""`diffusers` pipelines with tiny random transformers, accelerated: identity, exactness, skipped steps, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def several(name: str, inputs: dict[str, Any], images: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_subset_pass_is_the_dense_pass(name: str, images: int, record_property: Record) -> None:
+def test_subset_pass_is_the_full_pass(name: str, images: int, record_property: Record) -> None:
     tiny = tiny_of(name)
     found = differences(tiny, selective(), **several(name, tiny.inputs, images))
     subset = [difference / value for kind, difference, value in found if kind == "selective"]
@@ -151,7 +151,7 @@ def test_padded_prompts(name: str, masks: MaskMode, record_property: Record) -> 
 
 
 def test_subset_pass_with_masks_elided(record_property: Record) -> None:
-    """Lumina-Next: the mask of ones is elided in every layer of dense and selective steps alike."""
+    """Lumina-Next: the mask of ones is elided in every layer of full and selective steps alike."""
     found = differences(tiny_of("lumina-next"), selective(masks=MaskMode.ELIDE))
     record_property("largest_difference", max(difference for _, difference, _ in found))
     assert max(difference / value for _, difference, value in found) <= TOLERANCE
@@ -187,11 +187,11 @@ def test_the_negative_prompt_does_not_make_the_map(name: str) -> None:
     assert torch.equal(first.sensitivity, second.sensitivity)
 
 
-# Held steps
+# Skipped steps
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "paper"])
-def test_presets_hold_whole_steps(tiny: Tiny, name: str) -> None:
+def test_presets_skip_whole_steps(tiny: Tiny, name: str) -> None:
     plain = tiny.sample(num_inference_steps=MANY)
     with apply(tiny.pipe, name) as safe:
         with counted(tiny.pipe) as ran:
@@ -241,10 +241,10 @@ def test_the_prediction_is_that_of_the_scheduler(name: str) -> None:
     torch.testing.assert_close(prediction.output(denoised, x), output, rtol=1e-3, atol=1e-3)
 
 
-def test_a_held_step_holds_the_denoised_latent() -> None:
-    """Flow: with forecast 0, every prediction of a cycle denoises to the anchor's."""
+def test_a_skipped_step_reuses_the_denoised_latent() -> None:
+    """Flow: with forecast 0, every prediction of a cycle denoises to the refresh's."""
     tiny = tiny_of("flux, true cfg")
-    held = SafeConfig(partition=PartitionConfig(warmup_steps=2), schedule=ScheduleConfig(refresh_interval=4, skipped_steps=3))
+    skipping = SafeConfig(partition=PartitionConfig(warmup_steps=2), schedule=ScheduleConfig(refresh_interval=4, skipped_steps=3))
     seen: list[Tensor] = []
     step = tiny.pipe.scheduler.step
 
@@ -253,7 +253,7 @@ def test_a_held_step_holds_the_denoised_latent() -> None:
         return step(model_output, timestep, sample, **kwargs)
 
     tiny.pipe.scheduler.step = watched
-    with apply(tiny.pipe, held) as safe:
+    with apply(tiny.pipe, skipping) as safe:
         tiny.sample()
     report = safe.report()
     assert [record.kind.value for record in report.evaluations].count("skipped") == 6
@@ -278,14 +278,14 @@ def test_flow_schedulers(name: str) -> None:
     assert report.progress[0] < 0.01 and report.progress[MANY // 2] == pytest.approx(even_progress(MANY, 3.0)[MANY // 2], abs=0.1)
 
 
-def test_an_unknown_scheduler_runs_dense() -> None:
+def test_an_unknown_scheduler_runs_in_full() -> None:
     tiny = tiny_of("sd3")
     tiny.pipe.scheduler = diffusers.IPNDMScheduler()
     plain = tiny.sample()
     with apply(tiny.pipe, "balanced") as safe:
         assert torch.equal(tiny.sample(), plain)
     report = safe.report()
-    assert report.notes == ["Dense, because the scheduler `IPNDMScheduler`, as it is set, is not known to the engine."]
+    assert report.notes == ["Computed in full, because the scheduler `IPNDMScheduler`, as it is set, is not known to the engine."]
 
 
 def test_masks_are_ruled_on_with_any_scheduler() -> None:

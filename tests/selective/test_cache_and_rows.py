@@ -23,7 +23,7 @@ def test_stored_tensors_alias_nothing() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.permutations("abcd"), min_size=1, max_size=5), st.data())
-def test_any_batching_gives_every_branch_its_own(orders: list[list[str]], data: st.DataObject) -> None:
+def test_any_batching_gives_every_cond_its_own(orders: list[list[str]], data: st.DataObject) -> None:
     cache = CondCache()
     truth: dict[str, float] = {}
     for step, order in enumerate(orders):
@@ -38,7 +38,7 @@ def test_any_batching_gives_every_branch_its_own(orders: list[list[str]], data: 
     assert cache.bytes == 4 * 2 * 2 * 4
 
 
-def test_dropped_branches_are_gone_and_the_others_stay() -> None:
+def test_dropped_conds_are_gone_and_the_others_stay() -> None:
     cache = CondCache()
     cache.store("k", ("a", "b"), torch.arange(2.0)[:, None])
     cache.drop(("a",))

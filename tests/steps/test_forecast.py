@@ -1,4 +1,4 @@
-"""Holding, following and settling predictions."""
+"""Predictions reused, extrapolated and corrected."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_straight_path_is_followed_exactly() -> None:
     assert torch.allclose(x, exact, atol=1e-12)
 
 
-def test_held_it_falls_behind_and_settled_it_arrives() -> None:
+def test_reused_it_falls_behind_and_corrected_it_arrives() -> None:
     skipped, exact = euler(Forecaster(0.0, corrector=False), "rr-s-r")
-    settled, _ = euler(Forecaster(0.0, corrector=True), "rr---r")
+    corrected, _ = euler(Forecaster(0.0, corrector=True), "rr---r")
     assert not torch.allclose(skipped, exact, atol=1e-3)
-    assert torch.allclose(settled, exact, atol=1e-12)
+    assert torch.allclose(corrected, exact, atol=1e-12)
 
 
 @given(st.text("r-s", min_size=6, max_size=6), st.sampled_from([0.0, 0.5, 1.0]))
@@ -67,7 +67,7 @@ def test_where_nothing_was_skipped_the_very_tensor_comes_back() -> None:
         assert forecaster.refreshed(value, sigma, weight_of(sigma, following)) is value
 
 
-def test_one_prediction_is_held_and_not_aliased() -> None:
+def test_one_prediction_is_kept_and_not_aliased() -> None:
     forecaster, value = Forecaster(1.0, corrector=True), torch.randn(SHAPE)
     forecaster.refreshed(value, 1.0, 0.1)
     skipped = forecaster.skipped(0.5, 1.0)

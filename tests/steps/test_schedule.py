@@ -60,7 +60,7 @@ def test_spaced_plan_as_drawn() -> None:
     ("interval", "expected"),
     [(1, "wwwwrrrrrrrrrrrrrrrr"), (2, "wwwwsrsrsrsrsrsrsrsr"), (3, "wwwwsrsrssrssrssrssr"), (4, "wwwwsrssrsssrsssrssr")],
 )
-def test_widening_cycles(interval: int, expected: str) -> None:
+def test_early_refreshes_are_closer_together(interval: int, expected: str) -> None:
     assert plan(20, 4, interval, early_refresh=True, spaced=True) == expected
 
 

@@ -163,7 +163,7 @@ def tiny_of(name: str) -> Tiny:
 
 
 def selective(keep: float = 0.25, interval: int = 4, masks: MaskMode = MaskMode.OFF) -> SafeConfig:
-    """The paper's rule: nothing followed, nothing settled."""
+    """The paper's rule: nothing extrapolated, nothing corrected."""
     return SafeConfig(masks, PartitionConfig(keep_ratio=keep, warmup_steps=2), ScheduleConfig(refresh_interval=interval))
 
 

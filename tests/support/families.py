@@ -20,7 +20,7 @@ class Family:
 
     `latent`: shape of one latent, without the batch. `extras`: what a prompt carries besides its text rows `[1, tokens, width]`;
     `masked`: and their mask, all ones.
-    `tolerance`: largest difference allowed between a selective and a dense pass at the same input, over the largest value, with the
+    `tolerance`: largest difference allowed between a selective and a full pass at the same input, over the largest value, with the
     `reason` where it is not 0.
     """
 

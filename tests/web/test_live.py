@@ -7,7 +7,7 @@ from .conftest import Frontend, PageRun
 from .graphs import ACCELERATE, BYPASSED, REPORT, SMALL, fresh_seed, sampled
 from .widget import Widget, change, opened, place, roomy, send_touch, shoot, take
 
-AREA = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
+AREA = "Computed in full, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
 # Between the positive prompt and the sampler: the prompt, and once more for a part of the picture.
 WITH_AREA = """() => {
     const sampler = app.graph.nodes.find((node) => node.type === 'KSampler');

@@ -88,16 +88,19 @@ function coarsely(progress, budget, skipped, costs) {
   const fewest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6);
   const asked = skipped ? Math.floor(budget - coarse.size * costs.coarse + 0.5) : rest;
   const full = Math.min(rest, Math.max(fewest, asked));
-  const computed = Array.from({ length: full }, (_, number) => total - 1 - growing(rest, full, number));
-  const first = Math.min(...computed);
-  return Array.from({ length: total }, (_, step) => {
-    if (coarse.has(step)) return "coarse";
-    if (!computed.includes(step)) return "skipped";
-    return step === first ? "warmup" : "refresh";
-  });
+  /** @type {Kind[]} */
+  const kinds = Array.from({ length: total }, (_, step) => (coarse.has(step) ? "coarse" : "skipped"));
+  growing(rest, full).forEach((place, number) => { kinds[layout + place] = number ? "refresh" : "warmup"; });
+  return kinds;
 }
 
-/** Place of one of `count` steps among `steps`, counted from the last. @param {number} steps @param {number} count @param {number} number */
-function growing(steps, count, number) {
-  return count > 1 ? Math.floor((steps - 1) * (1 - (number / (count - 1)) ** GROWTH) + 0.5) : 0;
+/** `count` of `steps`, the first and the last among them unless it is the last alone, with gaps that grow. @param {number} steps @param {number} count */
+function growing(steps, count) {
+  /** @type {number[]} */
+  const places = [];
+  for (let number = 0; number < count; number += 1) {
+    const place = count > 1 ? Math.floor((steps - 1) * (number / (count - 1)) ** GROWTH + 0.5) : steps - 1;
+    places.push(Math.min(Math.max(place, (places.at(-1) ?? -1) + 1), steps - count + number));
+  }
+  return places;
 }

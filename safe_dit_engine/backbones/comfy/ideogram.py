@@ -1,4 +1,4 @@
-"""Ideogram 4: one stream, text first, then the image; the image alone where there is no prompt. Padded text is masked per query: dense."""
+"""Ideogram 4: one stream, text first, then the image; the image alone where there is no prompt. Masked per query (padded text): in full."""
 
 from __future__ import annotations
 

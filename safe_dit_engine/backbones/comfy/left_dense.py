@@ -1,4 +1,4 @@
-"""Diffusion transformers for pictures and videos that are known and left dense, each with its reason: the end of a sentence."""
+"""Diffusion transformers for pictures and videos that are known and computed in full, each with its reason: the end of a sentence."""
 
 from __future__ import annotations
 

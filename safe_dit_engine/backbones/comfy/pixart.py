@@ -1,7 +1,7 @@
 """PixArt alpha and Sigma.
 
 Image rows attend to themselves and then to the text. Attention is given no options here, so it is lent one for the length of a call.
-Checkpoints that compress keys and values are found at the first call and run dense.
+Checkpoints that compress keys and values are found at the first call and run in full.
 """
 
 from __future__ import annotations

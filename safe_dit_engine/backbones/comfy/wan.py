@@ -2,7 +2,7 @@
 
 Rows are image rows alone, frame under frame; the text is looked at by cross attention. A video's reference frames stand behind its own
 (Phantom, in-context references) and are kept like context: their output is thrown away. Image to video with a CLIP image looks at that
-first, then at the text. Wan 2.2's frames that are given (5B, image to video) have noise levels of their own: such runs are dense.
+first, then at the text. Wan 2.2's frames that are given (5B, image to video) have noise levels of their own: they run in full.
 """
 
 from __future__ import annotations

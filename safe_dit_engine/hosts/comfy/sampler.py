@@ -54,7 +54,7 @@ class SelectiveSampler:
         sampling = extra_args.get("model_options", {}).get("transformer_options", {}).get(RUN)
         if sampling is None:
             log.warning(
-                "SAFE-DiT: the Selective Update Sampler got a model without a Prompt Token Partitioner, so every step is dense; "
+                "SAFE-DiT: the Selective Update Sampler got a model without a Prompt Token Partitioner, so every step is computed in full; "
                 "put a Prompt Token Partitioner between the model loader and the guider."
             )
             yield

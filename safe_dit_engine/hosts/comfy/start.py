@@ -55,8 +55,8 @@ def _parts(sampling: Any, level: float) -> tuple[float, float]:
 
 
 def _memory_of(base_model: Any) -> Memory:
-    """ComfyUI's own account of memory. Room is made by unloading other models, never one of this run: the one that samples, a ControlNet,
-    a second one, or whatever else ComfyUI holds to be in use."""
+    """What ComfyUI knows of memory. Room is made by unloading other models, never one of this run: the one that samples, a ControlNet,
+    a second one, or whatever else ComfyUI says is in use."""
     import comfy.model_management as management
 
     def make_room(size: int, device: torch.device) -> None:

@@ -42,9 +42,9 @@ OWN_WORDS = ("per_token_timesteps", "pred_original_sample")
 
 AGAIN = "The pipeline sampled more than once in this call; the report is about the last time."
 NOT_FINITE = "Some predictions of the model were not finite numbers; such pictures come out black or as noise."
-NOT_STEPPED = "Dense, because the pipeline does not step its own scheduler."
-NOT_READ = "Dense, because the pipeline gives its scheduler noise levels or predictions of its own."
-NOT_KNOWN = "Dense, because the scheduler `{}`, as it is set, is not known to the engine."
+NOT_STEPPED = "Computed in full, because the pipeline does not step its own scheduler."
+NOT_READ = "Computed in full, because the pipeline gives its scheduler noise levels or predictions of its own."
+NOT_KNOWN = "Computed in full, because the scheduler `{}`, as it is set, is not known to the engine."
 NOT_CALLED = "The pipeline did not call its transformer."
 
 

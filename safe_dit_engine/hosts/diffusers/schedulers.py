@@ -90,7 +90,7 @@ class Known:
         return 1 if self.second is None else 2
 
     @property
-    def bears_left_out_steps(self) -> bool:
+    def allows_skipped_steps(self) -> bool:
         """Whether a run with steps left out comes closer to the full one than one of fewer steps."""
         return self.evaluations == 1 and not self.forgets
 
@@ -144,8 +144,8 @@ def known_of(scheduler: Any) -> Known | None:
 
 
 def suited(schedule: ScheduleConfig, known: Known) -> ScheduleConfig:
-    """A schedule as far as a scheduler bears it, by what was measured (docs/diffusers.md)."""
-    if not known.bears_left_out_steps:
+    """A schedule as far as it suits a scheduler, by what was measured (docs/diffusers.md)."""
+    if not known.allows_skipped_steps:
         return replace(schedule, refresh_interval=1)
     # Between predictions of different noise lies no line; where the prediction is not Euler's, an error is not Euler's either.
     forecast = 0.0 if known.stochastic else schedule.forecast

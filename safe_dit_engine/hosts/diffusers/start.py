@@ -17,7 +17,7 @@ from ...selective.memory import Memory
 from ...steps.levels import flow_progress, plain_progress
 from .schedulers import Noise, known_of, suited
 
-NOT_LEFT_OUT = "Dense, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
+NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
 
 
 def empty_report(sentence: str) -> RunReport:
@@ -30,7 +30,7 @@ def empty_report(sentence: str) -> RunReport:
 def start_run(
     config: SafeConfig, scheduler: Any, module: nn.Module, levels: Sequence[float], shape: tuple[int, ...], device: torch.device
 ) -> Run:
-    """A run over these noise levels on latents `[images, C, ...]` of this `shape`, by what the scheduler bears of `config`."""
+    """A run over these noise levels on latents `[images, C, ...]` of this `shape`, by what of `config` suits the scheduler."""
     asked, steps = config.schedule, len(levels) - 1
     window = (0, steps) if asked is None else (round(asked.start_percent * steps), round(asked.end_percent * steps))
     suiting = _suiting(config, scheduler)
@@ -48,7 +48,7 @@ def _progress(scheduler: Any, levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def _suiting(config: SafeConfig, scheduler: Any) -> SafeConfig:
-    """What was asked for, as far as the scheduler bears it."""
+    """What was asked for, as far as it suits the scheduler."""
     known = known_of(scheduler)
     return config if config.schedule is None or known is None else replace(config, schedule=suited(config.schedule, known))
 

@@ -89,7 +89,7 @@ def test_a_torch_that_cannot_leave_a_graph_runs_in_full(tiny: Any, compile_: Com
     model = compile_(tiny.model, fullgraph=True)
     found = tiny.sample(preset(tiny, "paper", model), steps=STEPS)
     assert torch.equal(found, tiny.sample(model, steps=STEPS))
-    assert tiny.report().notes[0] == "Dense, because torch.compile froze the model's graph."
+    assert tiny.report().notes[0] == "Computed in full, because torch.compile froze the model's graph."
 
 
 @pytest.mark.parametrize("filtered", [False, True], ids=["all guards", "ComfyUI's guards"])

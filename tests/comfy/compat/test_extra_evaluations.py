@@ -74,4 +74,4 @@ def test_lists_that_do_not_belong_together(tiny: Any, guests: Any) -> None:
     model = guests.execute("StandInEditor", model=tiny.model)[0]
     assert torch.equal(tiny.sample(tiny.accelerated(model=model)), tiny.sample(tiny.model))
     tiny.sample(tiny.accelerated(model=model))
-    assert tiny.report().notes[0] == "Dense, because another node changed the list of conditionings of a model call."
+    assert tiny.report().notes[0] == "Computed in full, because another node changed the list of conditionings of a model call."

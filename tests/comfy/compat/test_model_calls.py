@@ -15,9 +15,9 @@ from ...support.families import FAMILIES
 from ..test_backbones import TinyFamily
 
 FRAMES = {"samples": torch.zeros(1, 16, 7, 8, 12)}
-WINDOWS = "Dense, because context windows slide over the latent."
-PART = "Dense, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
-SPLIT = "Dense, because another node runs the model's attention on a part of the batch at a time."
+WINDOWS = "Computed in full, because context windows slide over the latent."
+PART = "Computed in full, because a model call works on a part of the latent: an area of a prompt, a window or a tile."
+SPLIT = "Computed in full, because another node runs the model's attention on a part of the batch at a time."
 STEPS = 16  # so many that a preset leaves some out
 UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 2, "forecast": 0.0, "early_refresh": False}
 Watch = Callable[..., Any]

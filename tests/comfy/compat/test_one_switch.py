@@ -1,4 +1,4 @@
-"""What is in the way of selective steps is not in the way of skipped ones, in plans that have both; and it is said why."""
+"""What forbids selective steps allows skipped ones, in plans that have both; and it is said why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def expect(tiny: Any, reason: str, skipped: int) -> None:
 
 @pytest.fixture
 def skipped(tiny: Any) -> int:
-    """How many steps of the mixed plan are skipped when nothing is in the way."""
+    """How many steps of the mixed plan are skipped when nothing forbids selective ones."""
     tiny.sample(tiny.accelerated(**MIXED))
     assert counts(tiny)["selective"] >= 2 and counts(tiny)["skipped"] >= 1
     return counts(tiny)["skipped"]
@@ -41,7 +41,7 @@ def test_everything_painted(tiny: Any, skipped: int) -> None:
     expect(tiny, full("every token is painted as sensitive"), skipped)
     plain = tiny.sample(tiny.model)
     assert torch.equal(tiny.sample(tiny.accelerated(painted_tokens="1x1:1s")), plain)
-    assert "Dense, because every token is painted as sensitive." in tiny.report().notes
+    assert "Computed in full, because every token is painted as sensitive." in tiny.report().notes
 
 
 def test_everything_painted_under_a_preset_of_whole_steps(tiny: Any) -> None:

@@ -50,7 +50,7 @@ def test_guidance_nodes(tiny: Any, stacks: Any, name: str, before: bool) -> None
     found = tiny.sample(stacked(interval=2, keep=0.8))
     if name == "NAGuidance":
         assert torch.equal(found, plain)
-        assert tiny.report().notes == ["Dense, because a model patch (`attn1_output_patch`) works on the image at full length."]
+        assert tiny.report().notes == ["Computed in full, because a model patch (`attn1_output_patch`) works on the image at full length."]
     else:
         assert near(found, plain) and tiny.report().counts()["selective"] >= 2 and tiny.report().notes == []
     assert tiny.leftovers() == []
@@ -128,4 +128,4 @@ def test_latents_that_are_no_pictures(sound: Any, packed: bool) -> None:
     assert sound.report().notes == [FAR]
     assert near(found, plain)
     assert torch.equal(sampled(sound.accelerated()), plain)
-    assert sound.report().notes == [f"{NEITHER}; it runs dense."]
+    assert sound.report().notes == [f"{NEITHER}; it runs in full."]

@@ -9,7 +9,7 @@ import torch
 
 from .sentences import FAR, ONE_STEP
 
-NO_MAP = "Dense, because the warm-up steps, which show where the prompt acts, did not run as planned."
+NO_MAP = "Computed in full, because the warm-up steps, which show where the prompt acts, did not run as planned."
 
 
 @pytest.mark.parametrize("how", ["sample", "function"])
@@ -78,7 +78,7 @@ def test_a_second_model_for_the_negative_prompt(custom: Any, skipped: int) -> No
         assert "-" in custom.kinds() and tiny.report().notes == [FAR]
     else:
         assert torch.equal(found, plain)
-        assert tiny.report().notes == ["Dense, because the guider runs a second model."]
+        assert tiny.report().notes == ["Computed in full, because the guider runs a second model."]
 
 
 def test_a_run_for_every_step_saves_nothing_and_says_so(tiny: Any, guests: Any) -> None:

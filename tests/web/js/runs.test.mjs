@@ -76,11 +76,11 @@ test("what is not believed changes nothing", () => {
 
 test("a sentence is heard once a run, and shown on the node", () => {
   const runs = new Runs();
-  const note = (/** @type {any} */ more) => ({ v: 1, level: "warn", sentence: "Dense, because of a test.", workflow: "W", prompt_id: "p", sampler: "3", ...more });
+  const note = (/** @type {any} */ more) => ({ v: 1, level: "warn", sentence: "Computed in full, because of a test.", workflow: "W", prompt_id: "p", sampler: "3", ...more });
   const run = runs.step(step({}));
-  assert.deepEqual(runs.note(note({})), { sentence: "Dense, because of a test.", warning: true });
+  assert.deepEqual(runs.note(note({})), { sentence: "Computed in full, because of a test.", warning: true });
   assert.equal(runs.note(note({})), null);
-  assert.deepEqual(run?.notes, ["Dense, because of a test."]);
+  assert.deepEqual(run?.notes, ["Computed in full, because of a test."]);
   assert.ok(runs.note(note({ prompt_id: "q" })), "the next run says it again");
   assert.equal(runs.note(note({ sentence: "More.", level: "info" }))?.warning, false);
   for (const odd of [note({ v: 2 }), note({ level: "error" }), note({ sentence: 7 }), note({ sentence: "x".repeat(2000) }), {}, null])
