@@ -95,7 +95,8 @@ class Run:
 
     def _token_map(self, backbone: Backbone, config: PartitionConfig) -> TokenMap:
         warmup = sum(1 for _ in itertools.takewhile(lambda kind: kind in (StepKind.WARMUP, StepKind.COARSE), self.plan))
-        grid, early = TokenGrid.of_latent(self.latent.spatial, self.edge), StepKind.SELECTIVE in self.plan
+        grid = TokenGrid.of_latent(self.latent.spatial, self.edge)
+        early = StepKind.SELECTIVE in self.plan and self.plan.count(StepKind.WARMUP) > 1
         return TokenMap(config, grid, warmup, early, backbone.shared_rows, self._explain)
 
     def note(self, sentence: str, level: NoteLevel = NoteLevel.INFO) -> None:
@@ -264,4 +265,6 @@ def _asks_to_leave_out(config: SafeConfig, keeps_less: bool) -> bool:
     schedule = config.schedule
     if schedule is None:
         return False
-    return schedule.speedup > 1.0 or schedule.refresh_interval > 1 and (schedule.skipped_steps > 0 or keeps_less)
+    if schedule.speedup > 1.0 or schedule.coarse_steps > 0:
+        return True
+    return schedule.refresh_interval > 1 and (schedule.skipped_steps > 0 or keeps_less)

@@ -12,6 +12,8 @@ from .conds import active_at
 # Of a cond: what has the latent's size, and what to call it.
 SIZED = {"area": "a prompt has an area", "mask": "a prompt has a mask", "control": "a ControlNet is used", "gligen": "GLIGEN is used"}
 GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_calc_cond_batch_function", "model_function_wrapper")
+# Of four dimensions, and no picture: text features of several layers.
+TEXT = frozenset({"encoder_hidden_states_llama3"})
 # Wrappers that are at home on any size: ours, the demo model's, ComfyUI's own for torch.compile.
 ANY_SIZE = frozenset({"safe_dit", "safe_dit_demo_rope", "torch.compile"})
 WRAPPED = ("predict_noise", "calc_cond_batch", "apply_model", "diffusion_model")
@@ -48,5 +50,5 @@ def _foreign_post_cfg(model_options: dict[str, Any]) -> bool:
 def _pictures(model_conds: Mapping[str, Any]) -> Iterator[str]:
     for name, cond in model_conds.items():
         held = cond.cond if isinstance(cond.cond, list | tuple) else [cond.cond]
-        if any(isinstance(each, Tensor) and each.ndim >= 4 for each in held):
+        if name not in TEXT and any(isinstance(each, Tensor) and each.ndim >= 4 for each in held):
             yield name
