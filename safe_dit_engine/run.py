@@ -70,15 +70,14 @@ class Run:
         asked, partitioning = config.schedule or ScheduleConfig(refresh_interval=1), config.partition or PartitionConfig()
         schedule, window = sampler.limit(asked), (0, 0) if sampler.full else window
         progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
-        self.parts, no_coarse = parts, why_not(self.latent.spatial, parts)
+        fit = _fit_of(config, module, latent_shape, backbones)
+        self.backbone, self.parts = fit.backbone, parts
+        no_coarse = why_not(self.latent.spatial, parts, 1 if fit.backbone is None else fit.backbone.smallest)
         self.plan = plan_run(progress, partitioning.warmup_steps, schedule, sampler, window, no_coarse is None)
         seen = None if config.masks is MaskMode.OFF else self.ledger
         self.report = RunReport(len(self.plan), "", progress, window, sampler, no_coarse is None, ledger=seen)
         self.clock, self.skipping = StepClock(self.sigmas), Skipping(self.sigmas, progress, schedule, sampler, self._explain)
-        fit = _fit_of(config, module, latent_shape, backbones)
-        self.backbone = fit.backbone
-        consequence = _without_backbone(self.plan, config) if fit.reason else None
-        if consequence is not None:
+        if fit.reason and (consequence := _without_backbone(self.plan, config)) is not None:
             self.note(f"{fit.reason}; {consequence}.", NoteLevel.WARNING)
         self.tokens = None if self.backbone is None else self._token_map(self.backbone, partitioning)
         self.report.backbone = self.backbone.name if self.backbone is not None else ""

@@ -110,7 +110,7 @@ class Backbone:
     that are added to image rows. `lent_attention`: Python module whose `optimized_attention` is another for the length of a call, where the
     family gives attention no options. `shared_rows`: some row argument has no batch dimension, so that all images must have the same rows.
     `length_base`: call argument and its entry, a base of the logarithm of the number of rows that scales attention. `mask_source`: what
-    the masks of all layers are made from. `source`: file that was read.
+    the masks of all layers are made from. `smallest`: fewest latent pixels a side that the family runs on. `source`: file that was read.
     """
 
     name: str
@@ -128,6 +128,7 @@ class Backbone:
     shared_rows: bool = False
     length_base: tuple[str, str] | None = None
     mask_source: MaskSource | None = None
+    smallest: int = 1
     source: str = ""
 
     def edge(self, module: nn.Module) -> int:

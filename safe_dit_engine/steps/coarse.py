@@ -17,10 +17,10 @@ from torch import Tensor
 
 # Share of the image tokens that a coarse step computes.
 SHARE = 0.25
-# Models draw nothing of use on fewer latent pixels a side than a coarse picture has then (docs/experiments.md, part 27).
-MIN_EDGE = 32
+# On half of so many latent pixels a side models still draw something; on fewer, some fail (PixArt).
+MIN_EDGE = 64
 
-TOO_SMALL = f"the picture is smaller than {MIN_EDGE} x {MIN_EDGE} latent pixels"
+TOO_SMALL = "the picture is smaller than {0} x {0} latent pixels"
 NO_PICTURE = "the latent has no two sides to make smaller"
 NOT_HERE = "pipelines of diffusers hand the model a latent whose size they alone know"
 PART = "the model is asked about a part of the latent"
@@ -49,16 +49,17 @@ def coarse_level(sigma: float, parts: Parts) -> CoarseLevel | None:
     return None
 
 
-def why_not(spatial: tuple[int, ...], parts: Parts | None) -> str | None:
+def why_not(spatial: tuple[int, ...], parts: Parts | None, smallest: int = 1) -> str | None:
     """Why no coarse step is possible on a latent whose shape ends in `spatial`, as the end of a sentence; None if one is.
 
-    `parts`: None where the host cannot run one.
+    `parts`: None where the host cannot run one. `smallest`: fewest pixels a side that the model runs on.
     """
     if parts is None:
         return NOT_HERE
     if len(spatial) not in (2, 3):
         return NO_PICTURE
-    return TOO_SMALL if min(spatial[-2:]) < MIN_EDGE else None
+    edge = max(MIN_EDGE, 2 * smallest)
+    return TOO_SMALL.format(edge) if min(spatial[-2:]) < edge else None
 
 
 def shrink(x: Tensor, sigma: float, parts: Parts, why_not: Callable[[float], str | None]) -> tuple[Tensor, float] | str:
@@ -73,14 +74,17 @@ def shrink(x: Tensor, sigma: float, parts: Parts, why_not: Callable[[float], str
 
 
 def pool(x: Tensor) -> Tensor:
-    """`x` `[..., H, W]` averaged over 2 x 2 pixels; of an odd side the last pixel is averaged with the one before, which counts twice."""
+    """`x` `[..., H, W]` averaged over 2 x 2 pixels, on an even number of pixels a side: not all models take an odd one.
+
+    What is missing at the end is the average of the last two pixels once more.
+    """
     return _halved(_halved(x, -1), -2)
 
 
 def _halved(x: Tensor, side: int) -> Tensor:
     length = x.shape[side]
-    first = torch.arange(0, length, 2, device=x.device).clamp_max(max(length - 2, 0))
-    return (x.index_select(side, first) + x.index_select(side, (first + 1).clamp_max(length - 1))) / 2
+    first = torch.arange(0, -(-length // 4) * 4, 2, device=x.device).clamp_max(length - 2)
+    return (x.index_select(side, first) + x.index_select(side, first + 1)) / 2
 
 
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -52,7 +52,7 @@ def test_a_pooled_latent_is_one_of_its_level(parts: object, size: tuple[int, int
 def test_pooling_is_an_average_over_two_by_two(height: int, width: int, video: bool) -> None:
     x = torch.randn(2, 3, *((5,) if video else ()), height, width)
     found = pool(x)
-    assert found.shape == (*x.shape[:-2], -(-height // 2), -(-width // 2))
+    assert found.shape == (*x.shape[:-2], -(-height // 4) * 2, -(-width // 4) * 2)
     even = x[..., : height // 2 * 2, : width // 2 * 2]
     expected = F.avg_pool2d(even.flatten(0, -3), 2).reshape(*x.shape[:-2], height // 2, width // 2)
     assert torch.allclose(found[..., : height // 2, : width // 2], expected, atol=1e-6)
@@ -67,7 +67,7 @@ def test_detail_comes_from_the_last_prediction() -> None:
 
 @pytest.mark.parametrize(
     ("spatial", "reason"),
-    [((32, 32), None), ((7, 32, 40), None), ((MIN_EDGE - 1, 64), TOO_SMALL), ((64,), NO_PICTURE)],
+    [((64, 64), None), ((7, 64, 70), None), ((MIN_EDGE - 1, 80), TOO_SMALL.format(MIN_EDGE)), ((64,), NO_PICTURE)],
 )
 def test_where_no_step_is_coarse(spatial: tuple[int, ...], reason: str | None) -> None:
     assert why_not(spatial, flow_parts) == reason

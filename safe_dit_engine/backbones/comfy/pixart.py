@@ -15,5 +15,6 @@ PIXART = Backbone(
     head="final_layer",
     head_layout=Layout.IMAGE,
     lent_attention="comfy.ldm.pixart.blocks",
+    smallest=33,  # below, its positions divide by a size that is rounded to 0
     source="comfy/ldm/pixart/pixartms.py",
 )
