@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..safe_dit_engine.hosts.comfy.wrappers import configure
 from ..safe_dit_engine.masks.ledger import MaskMode
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset, at_speedup
+from ..safe_dit_engine.steps.budget import SAME_PICTURE
 from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, MAX_SPEEDUP, CacheMode, ScheduleConfig
 from ..safe_dit_engine.tokens.painting import parse_painting
 from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO, PartitionConfig
@@ -82,7 +83,8 @@ class SafeDitAccelerate(io.ComfyNode):
                     step=0.1,
                     tooltip=(
                         "For the preset `speedup` only. How many times less is to be computed than without the node; the plan that comes "
-                        "closest is used. Up to about 2.5 the picture stays the same; above, it is another picture of the same prompt."
+                        "closest is used. Up to about 2.5, with enough steps: the same picture, sooner. Above: the same prompt, another "
+                        "picture."
                     ),
                 ),
                 io.Int.Input(
@@ -94,7 +96,7 @@ class SafeDitAccelerate(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Custom only. How many steps at the start are coarse: the model runs on a quarter of the tokens, and finds layout "
-                        "and colours. It changes the picture, not the prompt."
+                        "and colours. 0: none. With coarse steps it is the same prompt, another picture."
                     ),
                 ),
             ],
@@ -144,13 +146,14 @@ class SafeDitAccelerate(io.ComfyNode):
 
 def _preset_tooltip() -> str:
     named = (f"{name}: {_in_words(preset)}" for name, preset in PRESETS.items())
-    return "; ".join([*named, f"{SPEEDUP}: as much as the value below says", f"{CUSTOM}: the values below"]) + "."
+    listed = "; ".join([*named, f"{SPEEDUP}: as many times less as the value below says", f"{CUSTOM}: the values below"])
+    return f"{listed}. Up to about {SAME_PICTURE:g} times less: the same picture, sooner. Above: the same prompt, another picture."
 
 
 def _in_words(preset: Preset) -> str:
     schedule = preset.schedule
     if schedule.speedup:
-        return f"a plan that computes {schedule.speedup:g} times less, another picture of the same prompt"
+        return f"a plan that computes {schedule.speedup:g} times less, the same prompt, another picture"
     refresh = f"a full step at least every {schedule.refresh_interval} steps"
     if schedule.skipped_steps >= schedule.refresh_interval - 1:
         return f"{refresh}, the others skipped"

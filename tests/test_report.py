@@ -53,6 +53,18 @@ def test_skipped_message_says_that_nothing_is_active(report: RunReport) -> None:
     assert (message["kind"], message["k"], message["mask"], message["sens"], message["rows"]) == ("skipped", 0, None, None, [0, 30])
 
 
+def test_a_coarse_step_counts_as_a_quarter(report: RunReport) -> None:
+    """Rows of it are of another sequence, so shares of steps are added; its message says that everything is active."""
+    coarse = StepRecord(0, StepKind.COARSE, 0, 0, 3.0)
+    report.evaluations = [coarse, StepRecord(1, StepKind.WARMUP, 30, 30, 9.0), StepRecord(2, StepKind.SKIPPED, 0, 30, 0.1)]
+    assert report.rows_computed_share == pytest.approx(1.25 / 3)
+    assert report.counts() == {"warmup": 1, "skipped": 1, "coarse": 1} and "1 coarse" in report.log_line()
+    assert "coarse: 1 evaluations, median 3 ms" in report.text()
+    message = step_message(report, coarse, False)
+    assert (message["kind"], message["k"], message["mask"], message["sens"]) == ("coarse", None, None, None)
+    assert report.record()["steps"][0][:2] == [0, "coarse"]
+
+
 def test_a_new_map_is_packed_anew(report: RunReport) -> None:
     before = (report.mask_bits, report.map_bytes)
     sensitivity = 1.0 - torch.rand(1, 4, 6, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,6 @@ STEPS_AFTER_CHANGE = 3
 
 OTHERS_SKIP = "Another node or the sampler leaves out steps of its own, so none are skipped from there on."
 FAR_APART = "Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset."
-
 ANOTHER_PICTURE = "At this speed-up the picture is another one of the same prompt; for the same picture sooner, ask for less."
 
 
@@ -38,7 +37,7 @@ class Skipping:
     ) -> None:
         self._sigmas, self._progress = sigmas, progress
         self._interval, self._spaced = MAX_REFRESH_INTERVAL if schedule.speedup else schedule.refresh_interval, schedule.spaced
-        self._far_apart = ANOTHER_PICTURE if schedule.speedup else FAR_APART
+        self._by_budget = schedule.speedup > 0
         self._explain = explain
         self._new = partial(Forecaster, schedule.forecast if sampler.forecast else 0.0, schedule.corrector and sampler.corrector)
         self._forecaster = self._new()
@@ -75,7 +74,7 @@ class Skipping:
             self._explain(OTHERS_SKIP, True)
             return None
         if not reaches(self._progress, self._last_full or 0, step):
-            self._explain(self._far_apart, False)
+            self._explain(ANOTHER_PICTURE if self._by_budget else FAR_APART, False)
         self._last_skipped = step
         return self.stand_in(step, sigma)
 
@@ -98,6 +97,8 @@ class Skipping:
 
     def enlarged(self, step: int, sigma: float, coarse: Tensor, size: tuple[int, int]) -> Tensor:
         """What the sampler is to get for a prediction `[B, C, h, w]` that was computed on a smaller picture than `size` (H, W)."""
+        if self._by_budget:
+            self._explain(ANOTHER_PICTURE, False)
         last = self._forecaster.last
         return self.refreshed(step, sigma, enlarge(coarse, size) if last is None else with_detail(coarse, last))
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from devtools.server import PACK_ROOT
+from safe_dit_engine.steps import coarse
 from safe_dit_engine.steps.coarse import MIN_EDGE
 
 from ..support.families import FAMILIES
@@ -174,6 +176,15 @@ def test_pictures_beside_the_latent(comfy: Any) -> None:
     prompts = {"positive": flux.prompt(1, 24, **edits), "negative": flux.prompt(2, 24, **edits)}
     said = in_full(flux, flux.model, latent_image=empty((16, 1, 1)), steps=4, **prompts)
     assert "the model is given a picture beside the latent" in said
+
+
+def test_the_help_page_names_every_reason(comfy: Any) -> None:
+    page = (PACK_ROOT / "web" / "docs" / "SafeDitAccelerate.md").read_text(encoding="utf-8")
+    reasons = [coarse.TOO_SMALL.format(MIN_EDGE), coarse.NO_PICTURE, coarse.PART, coarse.UNKNOWN_LEVELS]
+    reasons += comfy.engine("hosts.comfy.coarse").SIZED.values()
+    assert [reason for reason in reasons if f"| {reason} |" not in page] == []
+    text = (PACK_ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert "no step is coarse" in text
 
 
 def test_other_nodes_around_the_model(tiny: Any) -> None:

@@ -155,6 +155,21 @@ def test_step_messages(server: ComfyServer) -> None:
         assert (message["k"], message["mask"] is not None) == ((64, True) if selective else (None, False))
 
 
+def test_express_and_the_dial(server: ComfyServer) -> None:
+    """On a latent that is large enough for coarse steps, and on one that is not."""
+    prompt = accelerated(seed=14, steps=20, preset="express")
+    prompt["latent"]["inputs"].update(width=512, height=512)
+    result = server.run(prompt)
+    found = [message["kind"] for message in result.steps]
+    assert "coarse" in found and found[-1] == "refresh" and [step[1] for step in record_of(result)["steps"]] == found
+    assert record_of(result)["levels"]["coarse"] is True and "coarse: " in text_of(result)
+    small = server.run(accelerated(seed=14, steps=20, preset="speedup", speedup=5.0))
+    assert "coarse" not in {message["kind"] for message in small.steps} and record_of(small)["levels"]["coarse"] is False
+    first, second = record_of(small)["notes"]
+    assert first == "No step is coarse, because the picture is smaller than 64 x 64 latent pixels."
+    assert second.startswith("5 times less was asked for; with this sampler and 20 steps it is ")
+
+
 def test_four_nodes(server: ComfyServer) -> None:
     result = server.run(four_nodes())
     assert text_of(result).startswith("SAFE-DiT: 2 warmup, 2 refresh, 4 selective | ")
@@ -213,6 +228,9 @@ def test_report_finds_the_run_of_a_cached_sampler(server: ComfyServer) -> None:
         (accelerated(refresh_interval=65), "refresh_interval"),
         (accelerated(warmup_steps=0), "warmup_steps"),
         (accelerated(preset="warp speed"), "preset"),
+        (accelerated(preset="speedup", speedup=0.5), "speedup"),
+        (accelerated(preset="speedup", speedup=7.0), "speedup"),
+        (accelerated(coarse_steps=-1), "coarse_steps"),
         (four_nodes(keep_ratio=0.0), "keep_ratio"),
         (four_nodes(refresh_interval=0), "refresh_interval"),
         (four_nodes(mode="sometimes"), "mode"),

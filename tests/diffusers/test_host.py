@@ -190,7 +190,7 @@ def test_the_negative_prompt_does_not_make_the_map(name: str) -> None:
 # Skipped steps
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "paper"])
+@pytest.mark.parametrize("name", [name for name, values in PRESETS.items() if name != "paper" and not values.schedule.speedup])
 def test_presets_skip_whole_steps(tiny: Tiny, name: str) -> None:
     plain = tiny.sample(num_inference_steps=MANY)
     with apply(tiny.pipe, name) as safe:
@@ -201,6 +201,38 @@ def test_presets_skip_whole_steps(tiny: Tiny, name: str) -> None:
     calls = len(ran) / (MANY - counts["skipped"])
     assert counts["skipped"] >= 2 and calls in (1.0, 2.0) and report.notes == []
     assert report.evaluations[-1].step == MANY - 1 and torch.isfinite(found).all() and not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux, true cfg", "lumina-next"])
+def test_a_plan_by_budget_has_no_coarse_steps_here(name: str) -> None:
+    tiny = tiny_of(name)
+    with apply(tiny.pipe, "express") as safe:
+        found = tiny.sample(num_inference_steps=MANY)
+        first = safe.report()
+        assert torch.equal(tiny.sample(num_inference_steps=MANY), found)
+    counts, (coarse, asked) = first.counts(), first.notes
+    assert counts["skipped"] >= 2 and "coarse" not in counts and torch.isfinite(found).all()
+    assert first.evaluations[-1].kind.full and first.evaluations[-1].step == MANY - 1
+    assert coarse == "No step is coarse, because pipelines of diffusers hand the model a latent whose size they alone know."
+    assert asked.startswith(f"5 times less was asked for; with this sampler and {MANY} steps it is ")
+
+
+def test_a_plan_by_budget_that_keeps_the_picture() -> None:
+    tiny = tiny_of("sd3")
+    with apply(tiny.pipe, SafeConfig(schedule=ScheduleConfig(speedup=1.5, corrector=True))) as safe:
+        tiny.sample(num_inference_steps=MANY)
+    assert safe.report().counts()["skipped"] >= 2 and safe.report().notes == []
+
+
+@pytest.mark.parametrize("config", ["express", SafeConfig(schedule=ScheduleConfig(speedup=2.0))], ids=["express", "speedup"])
+def test_a_plan_by_budget_with_a_scheduler_that_leaves_nothing_out(config: SafeConfig | str) -> None:
+    tiny = tiny_of("sd3")
+    tiny.pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    plain = tiny.sample()
+    with apply(tiny.pipe, config) as safe:
+        assert torch.equal(tiny.sample(), plain)
+    (note,) = safe.report().notes
+    assert note.startswith("Computed in full, because with the scheduler `FlowMatchHeunDiscreteScheduler` fewer steps come closer")
 
 
 def schedulers() -> dict[str, Any]:

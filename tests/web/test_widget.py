@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from safe_dit_engine.presets import PRESETS
+
 from .conftest import Frontend, PageRun, read_workflow
 from .graphs import ACCELERATE, REPORT, SMALL, fresh_seed, sampled
 from .widget import VIEWS, WIDGET, Widget, change, opened, predicted, shoot
@@ -162,6 +164,42 @@ def test_a_preset_that_leaves_nothing_out_is_shown_so(page: Frontend) -> None:
     assert {message["kind"] for message in run.steps} == {"warmup", "refresh"}
     widget.wait(lambda widget: "Every step is computed, so nothing is saved: with 6 steps they lie so far apart" in widget.text())
     assert "predicted 100 % of dense time (6 of 6 steps in full)" in widget.text()
+
+
+def test_coarse_steps_are_drawn(page: Frontend) -> None:
+    """Foreseen before the run, seen after it, and in the record of the Report."""
+    widget = opened(page)
+    change(page, 4, "preset", "express")
+    assert predicted(widget) < 40
+    run = sampled(page, preset="express", width=512, height=512)
+    assert {message["kind"] for message in run.steps} >= {"coarse", "skipped", "refresh"}
+    widget.wait(lambda widget: "step 16 of 16" in widget.text())
+    assert "another one of the same prompt" in widget.text()
+    (report,) = (output["safe_dit"][0] for output in run.outputs.values() if "safe_dit" in output)
+    kinds = [kind for _, kind, *_ in report["steps"]]
+    for _ in range(len(kinds) - 1 - kinds.index("coarse")):
+        widget.press("ArrowLeft")
+    assert "coarse: a quarter of the tokens" in widget.text()
+    assert "coarse" in str(widget.part("").get_attribute("aria-label"))
+    shoot(page, "coarse")
+
+
+def test_the_dial(page: Frontend) -> None:
+    """The prediction follows it, under its preset alone."""
+    widget = opened(page)
+    options = page.page.evaluate("app.graph.getNodeById(4).widgets.find((widget) => widget.name === 'preset').options.values")
+    assert options == [*PRESETS, "speedup", "custom"]
+    before = predicted(widget)
+    change(page, 4, "speedup", 4.0)
+    assert predicted(widget) == before
+    change(page, 4, "preset", "speedup")
+    most = predicted(widget)
+    change(page, 4, "speedup", 1.0)
+    assert predicted(widget) == 100 > most
+    change(page, 4, "preset", "custom")
+    before = predicted(widget)
+    change(page, 4, "coarse_steps", 4)
+    assert predicted(widget) < before
 
 
 # What happens to nodes

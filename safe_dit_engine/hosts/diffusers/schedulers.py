@@ -146,7 +146,7 @@ def known_of(scheduler: Any) -> Known | None:
 def suited(schedule: ScheduleConfig, known: Known) -> ScheduleConfig:
     """A schedule as far as it suits a scheduler, by what was measured (docs/diffusers.md)."""
     if not known.allows_skipped_steps:
-        return replace(schedule, refresh_interval=1)
+        return replace(schedule, refresh_interval=1, speedup=0.0)
     # Between predictions of different noise lies no line; where the prediction is not Euler's, an error is not Euler's either.
     forecast = 0.0 if known.stochastic else schedule.forecast
     return replace(schedule, forecast=forecast, corrector=schedule.corrector and not (known.stochastic or known.multistep))

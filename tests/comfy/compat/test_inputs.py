@@ -42,7 +42,7 @@ def prompt() -> Nodes:
 FLOATS = [
     ("accelerate", "keep_ratio"), ("accelerate", "forecast"), ("partition", "keep_ratio"), ("partition", "smoothing"),
     ("weights", "context_scale"), ("weights", "sensitive_scale"), ("selective", "start_percent"), ("selective", "end_percent"),
-    ("selective", "forecast"),
+    ("selective", "forecast"), ("accelerate", "speedup"),
 ]  # fmt: skip
 
 

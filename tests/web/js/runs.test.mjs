@@ -59,6 +59,15 @@ test("a record alone is enough, after the page was loaded anew", () => {
   assert.equal(run?.activeAt(0), null);
 });
 
+test("coarse steps are believed as the other kinds are, live and from the record", () => {
+  const runs = new Runs();
+  const run = runs.step(step({ kind: "coarse", rows: [0, 0] }));
+  assert.deepEqual(run?.evaluations.map(({ kind }) => kind), ["coarse"]);
+  assert.equal(run?.activeAt(0), null);
+  runs.record({ ...record, steps: [[0, "coarse", 0, 0, 2], [1, "warmup", 4, 4, 5], [2, "refresh", 4, 4, 5]] }, "W", "9");
+  assert.deepEqual(run?.evaluations.map(({ kind }) => kind), ["coarse", "warmup", "refresh"]);
+});
+
 test("runs do not pile up", () => {
   const runs = new Runs();
   for (let i = 0; i < 500; i++) runs.step(step({ prompt_id: String(i) }));
