@@ -96,7 +96,8 @@ def test_presets(pipe: Any, preset: str) -> None:
     with apply(pipe, preset) as safe:
         found = sample(pipe, **steps)
     report = safe.report()
-    assert report.notes == [] and report.backbone == "Lumina-Image 2"
+    # A plan by budget cannot reach so much without coarse steps, and says so (test_host.py).
+    assert len(report.notes) == (2 if PRESETS[preset].schedule.speedup else 0) and report.backbone == "Lumina-Image 2"
     assert report.rows_computed_share < 0.8 and not torch.equal(found, plain)
     assert (found - plain).square().mean() < 0.15 * plain.square().mean()
     assert graph(pipe) == before and torch.equal(sample(pipe, **steps), plain)
