@@ -18,6 +18,8 @@ from .test_workflows import kept_by_node
 FIXTURES = PACK_ROOT / "tests" / "fixtures"
 TABLES = json.loads((FIXTURES / "old_names.json").read_text(encoding="utf-8"))
 WARNING = "SAFE-DiT: this workflow was saved with older names"
+# Inputs that came later, with what they are where a workflow has none.
+LATER: dict[str, dict[str, Any]] = {ACCELERATE: {"speedup": 2.0, "coarse_steps": 0}}
 OLD = [old for names in TABLES["inputs"].values() for old in names]
 # As a page of that version had copied it.
 PASTE = """(items) => {
@@ -37,14 +39,15 @@ def saved(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def renamed(prompt: dict[str, Any]) -> dict[str, Any]:
-    """Classes and inputs of a prompt's nodes, under today's names."""
+    """Classes and inputs of a prompt's nodes, as they are today."""
     return {node_id: {"class_type": node["class_type"], "inputs": todays(**node)} for node_id, node in prompt.items()}
 
 
 def todays(class_type: str, inputs: dict[str, Any], **_: Any) -> dict[str, Any]:
     names, values = TABLES["inputs"].get(class_type, {}), TABLES["values"].get(class_type, {})
     pairs = [(names.get(old, old), value) for old, value in inputs.items()]
-    return {name: values.get(name, {}).get(value, value) if isinstance(value, str) else value for name, value in pairs}
+    found = {name: values.get(name, {}).get(value, value) if isinstance(value, str) else value for name, value in pairs}
+    return {**LATER.get(class_type, {}), **found}
 
 
 @pytest.fixture
