@@ -16,8 +16,10 @@ KEEPING = ((1, 1, False), (2, 8, False), (2, 4, False), (3, 6, True), (3, 4, Tru
 SAME_PICTURE = 2.5
 # A plan that keeps the picture is good enough where it computes at most so much more than was asked for, in steps.
 SLACK = 0.5
-# Coarse steps come before this progress and in this share of the steps, so far apart in progress.
-LAYOUT, LAYOUT_SHARE, COARSE_GAP = 0.3, 0.35, 0.08
+# Coarse steps come before this progress, so far apart in progress but for the first two (docs/experiments.md, part 27).
+LAYOUT, COARSE_GAP = 0.55, 0.08
+# In runs of fewer steps than this they are at most this share of the steps.
+FEW_STEPS, FEW_COARSE = 10, 0.35
 # How far apart in progress full steps may lie, however little is to be computed.
 WIDEST = 0.4
 # Samplers that skip as many steps one after another may skip any number after coarse ones.
@@ -82,7 +84,8 @@ def _keeping(progress: Sequence[float], reach: float, most_skipped: int, window:
 def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tuple[StepKind, ...]:
     """Coarse steps, then full ones with gaps that grow from the start; the last step is full."""
     total = len(progress) - 1
-    layout = max(1, min(sum(level < LAYOUT for level in progress[:total]), int(LAYOUT_SHARE * total)))
+    most = int(FEW_COARSE * total) if total < FEW_STEPS else total - 1
+    layout = max(1, min(sum(level < LAYOUT - 1e-6 for level in progress[:total]), most))
     coarse = _apart(progress, layout) if most_skipped else set(range(layout))
     rest = total - layout
     fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6)
@@ -96,9 +99,9 @@ def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tupl
 
 
 def _apart(progress: Sequence[float], steps: int) -> set[int]:
-    """Of the first `steps`, those that lie far enough from the one before; the first among them."""
-    chosen = [0]
-    for step in range(1, steps):
+    """The first two of `steps`, and those that lie far enough from the one before."""
+    chosen = list(range(min(steps, 2)))
+    for step in range(2, steps):
         if progress[step] - progress[chosen[-1]] >= COARSE_GAP:
             chosen.append(step)
     return set(chosen)

@@ -12,8 +12,9 @@ import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
 /** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
 const KEEPING = [[1, 1, false], [2, 8, false], [2, 4, false], [3, 6, true], [3, 4, true], [3, 2, true], [4, 2, true]];
 const SLACK = 0.5;
-const LAYOUT = 0.3;
-const LAYOUT_SHARE = 0.35;
+const LAYOUT = 0.55;
+const FEW_STEPS = 10;
+const FEW_COARSE = 0.35;
 const COARSE_GAP = 0.08;
 const FREELY = 3;
 const WIDEST = 0.4;
@@ -84,8 +85,9 @@ function keeping(progress, interval, warmup, early, sampler, window) {
  */
 function coarsely(progress, budget, skipped, costs) {
   const total = progress.length - 1;
-  const early = progress.slice(0, total).filter((level) => level < LAYOUT).length;
-  const layout = Math.max(1, Math.min(early, Math.floor(LAYOUT_SHARE * total)));
+  const most = total < FEW_STEPS ? Math.floor(FEW_COARSE * total) : total - 1;
+  const early = progress.slice(0, total).filter((level) => level < LAYOUT - TINY).length;
+  const layout = Math.max(1, Math.min(early, most));
   const coarse = skipped ? apart(progress, layout) : new Set(Array(layout).keys());
   const rest = total - layout;
   const widest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - TINY);
@@ -98,11 +100,11 @@ function coarsely(progress, budget, skipped, costs) {
   return kinds;
 }
 
-/** Of the first `steps`, those that lie far enough from the one before. @param {readonly number[]} progress @param {number} steps */
+/** The first two of `steps`, and those that lie far enough from the one before. @param {readonly number[]} progress @param {number} steps */
 function apart(progress, steps) {
-  const chosen = new Set([0]);
-  let last = 0;
-  for (let step = 1; step < steps; step += 1) {
+  const chosen = new Set([0, 1].slice(0, steps));
+  let last = Math.min(steps, 2) - 1;
+  for (let step = 2; step < steps; step += 1) {
     if (progress[step] - progress[last] < COARSE_GAP) continue;
     chosen.add(step);
     last = step;
