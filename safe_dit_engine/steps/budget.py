@@ -16,11 +16,14 @@ KEEPING = ((1, 1, False), (2, 8, False), (2, 4, False), (3, 6, True), (3, 4, Tru
 SAME_PICTURE = 2.5
 # A plan that keeps the picture is good enough where it computes at most so much more than was asked for, in steps.
 SLACK = 0.5
-# Coarse steps come before this progress, at most so many of them, and every second step there is skipped in long runs.
-LAYOUT = 0.16
-MOST_COARSE = 3
+# Coarse steps come before this progress, so far apart in progress but for the first two (docs/experiments.md, part 27).
+LAYOUT, COARSE_GAP = 0.55, 0.08
+# In runs of fewer steps than this they are at most this share of the steps.
+FEW_STEPS, FEW_COARSE = 10, 0.35
 # How far apart in progress full steps may lie, however little is to be computed.
 WIDEST = 0.4
+# Samplers that skip as many steps one after another may skip any number after coarse ones.
+FREELY = 3
 # Above 1: gaps between full steps grow.
 GROWTH = 1.15
 
@@ -81,20 +84,27 @@ def _keeping(progress: Sequence[float], reach: float, most_skipped: int, window:
 def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tuple[StepKind, ...]:
     """Coarse steps, then full ones with gaps that grow from the start; the last step is full."""
     total = len(progress) - 1
-    layout = max(1, sum(level < LAYOUT for level in progress[: total - 1]))
-    coarse = _evenly(0, layout, layout if total < 10 or not most_skipped else MOST_COARSE)
+    most = int(FEW_COARSE * total) if total < FEW_STEPS else total - 1
+    layout = max(1, min(sum(level < LAYOUT - 1e-6 for level in progress[:total]), most))
+    coarse = _apart(progress, layout) if most_skipped else set(range(layout))
     rest = total - layout
     fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6)
-    asked = math.floor(budget - len(coarse) * StepCosts().coarse + 0.5) if most_skipped else rest
-    full = min(rest, max(fewest, asked))
+    if most_skipped < FREELY:  # a sampler that was only measured with fewer
+        fewest = max(fewest, 1 + math.ceil((rest - 1) / (most_skipped + 1)))
+    asked = math.floor(budget - len(coarse) * StepCosts().coarse + 0.5)
     kinds = [StepKind.COARSE if step in coarse else StepKind.SKIPPED for step in range(total)]
-    for number, place in enumerate(_growing(rest, full)):
+    for number, place in enumerate(_growing(rest, min(rest, max(fewest, asked)))):
         kinds[layout + place] = StepKind.REFRESH if number else StepKind.WARMUP
     return tuple(kinds)
 
 
-def _evenly(first: int, last: int, count: int) -> set[int]:
-    return {first + (last - first) * number // count for number in range(count)}
+def _apart(progress: Sequence[float], steps: int) -> set[int]:
+    """The first two of `steps`, and those that lie far enough from the one before."""
+    chosen = list(range(min(steps, 2)))
+    for step in range(2, steps):
+        if progress[step] - progress[chosen[-1]] >= COARSE_GAP:
+            chosen.append(step)
+    return set(chosen)
 
 
 def _growing(steps: int, count: int) -> Iterator[int]:

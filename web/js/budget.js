@@ -12,9 +12,13 @@ import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
 /** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
 const KEEPING = [[1, 1, false], [2, 8, false], [2, 4, false], [3, 6, true], [3, 4, true], [3, 2, true], [4, 2, true]];
 const SLACK = 0.5;
-const LAYOUT = 0.16;
-const MOST_COARSE = 3;
+const LAYOUT = 0.55;
+const FEW_STEPS = 10;
+const FEW_COARSE = 0.35;
+const COARSE_GAP = 0.08;
+const FREELY = 3;
 const WIDEST = 0.4;
+const TINY = 1e-6;
 const GROWTH = 1.15;
 /** Of a sampler that is not known yet. @type {Sampler} */
 export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1 };
@@ -81,17 +85,31 @@ function keeping(progress, interval, warmup, early, sampler, window) {
  */
 function coarsely(progress, budget, skipped, costs) {
   const total = progress.length - 1;
-  const layout = Math.max(1, progress.slice(0, total - 1).filter((level) => level < LAYOUT).length);
-  const count = total < 10 || !skipped ? layout : MOST_COARSE;
-  const coarse = new Set(Array.from({ length: count }, (_, number) => Math.floor((layout * number) / count)));
+  const most = total < FEW_STEPS ? Math.floor(FEW_COARSE * total) : total - 1;
+  const early = progress.slice(0, total).filter((level) => level < LAYOUT - TINY).length;
+  const layout = Math.max(1, Math.min(early, most));
+  const coarse = skipped ? apart(progress, layout) : new Set(Array(layout).keys());
   const rest = total - layout;
-  const fewest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6);
-  const asked = skipped ? Math.floor(budget - coarse.size * costs.coarse + 0.5) : rest;
+  const widest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - TINY);
+  const fewest = skipped < FREELY ? Math.max(widest, 1 + Math.ceil((rest - 1) / (skipped + 1))) : widest;
+  const asked = Math.floor(budget - coarse.size * costs.coarse + 0.5);
   const full = Math.min(rest, Math.max(fewest, asked));
   /** @type {Kind[]} */
   const kinds = Array.from({ length: total }, (_, step) => (coarse.has(step) ? "coarse" : "skipped"));
   growing(rest, full).forEach((place, number) => { kinds[layout + place] = number ? "refresh" : "warmup"; });
   return kinds;
+}
+
+/** The first two of `steps`, and those that lie far enough from the one before. @param {readonly number[]} progress @param {number} steps */
+function apart(progress, steps) {
+  const chosen = new Set([0, 1].slice(0, steps));
+  let last = Math.min(steps, 2) - 1;
+  for (let step = 2; step < steps; step += 1) {
+    if (progress[step] - progress[last] < COARSE_GAP) continue;
+    chosen.add(step);
+    last = step;
+  }
+  return chosen;
 }
 
 /** `count` of `steps`, the first and the last among them unless it is the last alone, with gaps that grow. @param {number} steps @param {number} count */
