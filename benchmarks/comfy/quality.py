@@ -31,7 +31,7 @@ from .bench import Bench
 from .fidelity import DENSE, cached, configured, reused, unchanged
 from .in_process import import_comfyui
 
-NAME = "quality"
+NAME, FEW = "quality", 4
 # Figures with an interval, and what the plot calls those it shows.
 ESTIMATES = ("oracle_score", "oracle_difference", "distance_to_dense", "distance_to_scenes", "distance_difference")
 SHOWN = {"oracle_score": "oracle score", "distance_to_dense": "kernel distance to dense", "distance_to_scenes": "kernel distance to scenes"}
@@ -60,7 +60,7 @@ Each picture is of another caption, with the same noise for every method. In bra
 SHARES = (20, 25, 35, 50)
 KEEPING, SPEEDUPS = ("balanced", "draft"), (2, 3, 4, 5, 6)
 # Of EasyCache, from which share of the run on, by the share of steps that it computes (about).
-THRESHOLDS = {50: (0.15, 0.15), 35: (0.7, 0.15), 25: (3.0, 0.15), 20: (3.0, 0.05)}
+THRESHOLDS = {50: (0.2, 0.15), 35: (0.7, 0.15), 25: (3.0, 0.1), 20: (3.0, 0.05)}
 
 
 def methods() -> list[Method]:
@@ -98,11 +98,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = options(NAME, __doc__, CAPTION)
+    """The command line. Below 512 px the dial has no coarse steps, so `--small` keeps the size."""
+    parser = options(NAME, __doc__, CAPTION, small=f"512 px, 20 steps, euler, {FEW} prompts")
     parser.add_argument("--samplers", nargs="+")
     parser.set_defaults(samplers=["euler", "dpmpp_2m"], prompts=64, seeds=1, sizes=[512], steps=[20], cost="rows_computed_share")
-    return read(parser, argv)
+    arguments = read(parser, argv)
+    if arguments.small:
+        arguments.sizes, arguments.prompts = [512], min(arguments.prompts, FEW)
+    return arguments
 
 
 def run(arguments: argparse.Namespace, make: Make, chosen: Sequence[Method], classifier: Classifier) -> Rows:

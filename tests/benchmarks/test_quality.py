@@ -101,22 +101,21 @@ def test_labels_say_what_is_in_a_scene() -> None:
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[Classifier, list[float]]:
-    return train(steps=60, side=64, pool=192)
+    return train(steps=80, side=64, pool=128)
 
 
 def test_the_classifier_learns(learned: tuple[Classifier, list[float]]) -> None:
     network, losses = learned
-    assert np.mean(losses[-10:]) < 0.75 * losses[0]
+    assert np.mean(losses[-10:]) < 0.85 * losses[0]
     assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 500_000
 
 
 def test_its_features_tell_blurred_pictures_from_sharp_ones(learned: tuple[Classifier, list[float]]) -> None:
-    pictures = np.stack([scene.render(64) for scene in held_out_scenes(48)])
-    blurred = ndimage.gaussian_filter(pictures, (0, 2, 2, 0))
-    first, second, soft = (learned[0].features(some) for some in (pictures[:24], pictures[24:], blurred[24:]))
-    assert first.shape == (24, classifiers.WIDTH)
-    same, other = (distance_of(pair_terms(first, some)) for some in (second, soft))
-    assert same.low < 0.0 < other.low and other.value > 3 * abs(same.value)
+    network, pictures = learned[0], np.stack([scene.render(64) for scene in held_out_scenes(48)])
+    sharp, soft, softer = (network.features(ndimage.gaussian_filter(pictures, (0, radius, radius, 0))) for radius in (0, 1, 3))
+    assert sharp.shape == (48, classifiers.WIDTH)
+    halves, blurred, more = (distance_of(pair_terms(*pair)) for pair in ((sharp[:24], sharp[24:]), (sharp, soft), (sharp, softer)))
+    assert halves.low < 0.0 < blurred.low and blurred.value < more.value
 
 
 def test_training_is_the_same_again_and_leaves_random_numbers_alone() -> None:
@@ -147,6 +146,12 @@ def test_methods_reach_the_same_shares() -> None:
     assert len({(method.name, method.setting) for method in found}) == len(found)
     assert [method.steps(20) for method in found if method.name == "fewer_steps"] == [4, 5, 7, 10]
     assert PRESETS["express"].schedule.speedup in quality.SPEEDUPS, "it is measured as the dial"
+
+
+def test_small_keeps_the_size_that_coarse_steps_need() -> None:
+    small, full = quality.parse(["--small"]), quality.parse([])
+    assert (small.sizes, small.samplers, small.prompts) == ([512], ["euler"], quality.FEW)
+    assert (full.sizes, full.steps, full.samplers, full.prompts, full.seeds) == ([512], [20], ["euler", "dpmpp_2m"], 64, 1)
 
 
 def test_a_row_without_pictures_says_why() -> None:
