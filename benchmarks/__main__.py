@@ -16,6 +16,7 @@ BENCHES = {
     "few-steps": ".comfy.samplers:few_steps",
     "fidelity": ".comfy.fidelity:main",
     "masktax": ".masktax:main",
+    "quality": ".comfy.quality:main",
     "samplers": ".comfy.samplers:main",
     "showcase": ".comfy.showcase:main",
     "speed": ".diffusers.speed:main",

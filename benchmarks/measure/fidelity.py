@@ -46,9 +46,9 @@ Rows = list[dict[str, Any]]
 # The command line
 
 
-def options(name: str, about: str | None, caption: str) -> argparse.ArgumentParser:
-    """Options of both measurements; `caption` stands above the table of what was measured."""
-    parser = parser_of(name, about, "256 px, 20 steps, euler, 8 prompts")
+def options(name: str, about: str | None, caption: str, small: str = "256 px, 20 steps, euler, 8 prompts") -> argparse.ArgumentParser:
+    """Options of such measurements; `caption` stands above the table of what was measured."""
+    parser = parser_of(name, about, small)
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
     parser.add_argument("--resume", action="store_true", help="keep the pictures that DIR has from this machine and these settings")
     parser.add_argument("--prompts", type=int, default=32)

@@ -67,9 +67,9 @@ def picked(methods: Iterable[Method], chosen: Chosen) -> list[Method]:
 # Peers that every host has
 
 
-def fewer_steps(change: Change) -> list[Method]:
-    """Dense, sooner done."""
-    return [Method("fewer_steps", f"{share}% of the steps", change, share / 100) for share in range(25, 91, 5)]
+def fewer_steps(change: Change, shares: Iterable[int] = range(25, 91, 5)) -> list[Method]:
+    """Dense, sooner done: at so many percent of its steps."""
+    return [Method("fewer_steps", f"{share}% of the steps", change, share / 100) for share in shares]
 
 
 def placements() -> dict[str, Place]:
