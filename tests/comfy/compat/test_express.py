@@ -41,7 +41,7 @@ def kinds(tiny: Any) -> str:
 def twice(tiny: Any, model: Any, **changes: Any) -> Tensor:
     """A run that is finite, saves something, computes its last step, and comes out the same once more."""
     found, plan = sample(tiny, model, **changes), kinds(tiny)
-    assert torch.isfinite(found).all() and plan[-1] == "r" and tiny.report().rows_computed_share < 0.8
+    assert torch.isfinite(found).all() and plan[-1] in "wr" and tiny.report().rows_computed_share < 0.8
     assert torch.equal(sample(tiny, model, **changes), found) and kinds(tiny) == plan
     assert tiny.leftovers() == []
     return found
@@ -104,7 +104,7 @@ def test_a_run_in_two_parts(tiny: Any) -> None:
         inputs = {**common, **first, "start_at_step": start, "end_at_step": end, "latent_image": {"samples": latent}}
         with torch.inference_mode(), tiny.executing("sampler"):
             found: Tensor = tiny.comfy.execute("KSamplerAdvanced", model=model, **inputs)[0]["samples"]
-        assert torch.isfinite(found).all() and kinds(tiny)[-1] == "r" and len(kinds(tiny)) == end - start
+        assert torch.isfinite(found).all() and kinds(tiny)[-1] in "wr" and len(kinds(tiny)) == end - start
         assert tiny.report().rows_computed_share < 0.8
         return found
 
