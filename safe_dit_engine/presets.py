@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .guidance import GuidanceConfig
 from .masks.ledger import MaskMode
-from .steps.plan import ScheduleConfig
+from .steps.plan import MAX_SPEEDUP, ScheduleConfig
 from .tokens.partition import PartitionConfig
 
 
@@ -37,7 +37,9 @@ def _skipping(interval: int, warmup: int, forecast: float, early_refresh: bool) 
 
 
 def at_speedup(speedup: float) -> Preset:
-    """Compute so many times less than a full run does."""
+    """Compute so many times less than a full run does; a `ValueError` where that is none."""
+    if not speedup >= 1.0:
+        raise ValueError(f"`speedup` is {speedup}; give a number from 1.0 (everything is computed) to {MAX_SPEEDUP}.")
     return Preset(PartitionConfig(), ScheduleConfig(speedup=speedup, corrector=True))
 
 

@@ -72,7 +72,7 @@ class Run:
         progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
         fit = _fit_of(config, module, latent_shape, backbones)
         self.backbone, self.parts = fit.backbone, parts
-        no_coarse = why_not(self.latent.spatial, parts, 1 if fit.backbone is None else fit.backbone.smallest)
+        no_coarse = why_not(self.latent.spatial, progress[0], parts, 1 if fit.backbone is None else fit.backbone.smallest)
         self.plan = plan_run(progress, partitioning.warmup_steps, schedule, sampler, window, no_coarse is None)
         seen = None if config.masks is MaskMode.OFF else self.ledger
         self.report = RunReport(len(self.plan), "", progress, window, sampler, no_coarse is None, ledger=seen)

@@ -20,6 +20,10 @@ SHARE = 0.25
 # On half of so many latent pixels a side models still draw something; on fewer, some fail (PixArt).
 MIN_EDGE = 64
 
+# Progress up to which a run begins in noise: the picture that a later one begins with would lose its detail.
+BEGIN = 0.05
+
+LATE = "the run does not begin in noise, and what it begins with would lose its detail"
 TOO_SMALL = "the picture is smaller than {0} x {0} latent pixels"
 NO_PICTURE = "the latent has no two sides to make smaller"
 NOT_HERE = "pipelines of diffusers hand the model a latent whose size they alone know"
@@ -49,8 +53,9 @@ def coarse_level(sigma: float, parts: Parts) -> CoarseLevel | None:
     return None
 
 
-def why_not(spatial: tuple[int, ...], parts: Parts | None, smallest: int = 1) -> str | None:
-    """Why no coarse step is possible on a latent whose shape ends in `spatial`, as the end of a sentence; None if one is.
+def why_not(spatial: tuple[int, ...], begin: float, parts: Parts | None, smallest: int = 1) -> str | None:
+    """Why no coarse step is possible in a run from the progress `begin` on, on a latent whose shape ends in `spatial`, as the end of a
+    sentence; None if one is.
 
     `parts`: None where the host cannot run one. `smallest`: fewest pixels a side that the model runs on.
     """
@@ -58,6 +63,8 @@ def why_not(spatial: tuple[int, ...], parts: Parts | None, smallest: int = 1) ->
         return NOT_HERE
     if len(spatial) not in (2, 3):
         return NO_PICTURE
+    if begin > BEGIN:
+        return LATE
     edge = max(MIN_EDGE, 2 * smallest)
     return TOO_SMALL.format(edge) if min(spatial[-2:]) < edge else None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safe_dit_engine.presets import at_speedup
 from safe_dit_engine.steps.budget import SAME_PICTURE, plan_budget, what_is_missed
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, StepKind, predicted_share
@@ -39,6 +41,12 @@ def test_less_work_where_it_can_be(steps: int, speedup: float) -> None:
 def test_the_picture_is_kept_up_to_a_speedup() -> None:
     for steps in (20, 30, 50):
         assert "c" not in letters(steps, SAME_PICTURE) and "c" in letters(steps, EXPRESS)
+
+
+@pytest.mark.parametrize("speedup", [0.0, 0.9, 6.1, float("nan")])
+def test_a_speedup_that_is_none(speedup: float) -> None:
+    with pytest.raises(ValueError, match="`speedup` is"):
+        at_speedup(speedup)
 
 
 def test_few_steps() -> None:

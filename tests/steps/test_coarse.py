@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_dit_engine.steps.coarse import MIN_EDGE, NO_PICTURE, NOT_HERE, TOO_SMALL, coarse_level, enlarge, pool, why_not, with_detail
+from safe_dit_engine.steps.coarse import LATE, MIN_EDGE, NO_PICTURE, NOT_HERE, TOO_SMALL, coarse_level, enlarge, pool, why_not, with_detail
 from safe_dit_engine.steps.levels import flow_parts
 
 
@@ -70,5 +70,6 @@ def test_detail_comes_from_the_last_prediction() -> None:
     [((64, 64), None), ((7, 64, 70), None), ((MIN_EDGE - 1, 80), TOO_SMALL.format(MIN_EDGE)), ((64,), NO_PICTURE)],
 )
 def test_where_no_step_is_coarse(spatial: tuple[int, ...], reason: str | None) -> None:
-    assert why_not(spatial, flow_parts) == reason
-    assert why_not(spatial, None) == NOT_HERE
+    assert why_not(spatial, 0.0, flow_parts) == reason
+    assert why_not(spatial, 0.0, None) == NOT_HERE
+    assert reason or why_not(spatial, 0.3, flow_parts) == LATE

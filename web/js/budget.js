@@ -11,7 +11,7 @@ import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
 
 /** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
 const KEEPING = [[1, 1, false], [2, 8, false], [2, 4, false], [3, 6, true], [3, 4, true], [3, 2, true], [4, 2, true]];
-const SLACK = 0.5;
+const SLACK = 0.05;
 const LAYOUT = 0.55;
 const FEW_STEPS = 10;
 const FEW_COARSE = 0.35;
@@ -53,7 +53,7 @@ function planBudget(progress, speedup, sampler, window, coarse, costs) {
   const budget = total / speedup;
   const cost = (/** @type {Kind[]} */ plan) => predictedShare(plan, 1, costs) * plan.length;
   const plans = KEEPING.map(([interval, warmup, early]) => keeping(progress, interval, warmup, early, sampler, window));
-  const found = plans.find((plan) => cost(plan) <= budget + SLACK);
+  const found = plans.find((plan) => cost(plan) <= budget + Math.min(1, SLACK * total));
   if (found) return found;
   const falls = Array.from({ length: total - 1 }, (_, index) => fallsThrough(progress, index + 1)).every(Boolean);
   if (coarse && total > 1 && window[0] === 0 && window[1] === total && falls) plans.push(coarsely(progress, budget, sampler.skipped, costs));

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_dit_engine.steps.coarse import LATE
+
 SIZE, STEPS = (64, 64), 20
 UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False}
 CACHES = {"EasyCache": 0.3, "LazyCache": 2.0}
@@ -69,7 +71,6 @@ def test_another_cache(tiny: Any, name: str, after: bool) -> None:
 
 
 CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
-    "img2img": lambda: {"latent_image": {"samples": noisy()}, "denoise": 0.6},
     "CFG 1": lambda: {"cfg": 1.0},
     "two pictures": lambda: {"images": 2},
     "a taller picture": lambda: {"size": (70, 64)},
@@ -81,6 +82,12 @@ CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
 def test_ways_to_sample(tiny: Any, name: str) -> None:
     twice(tiny, express(tiny), **CHANGES[name]())
     assert "c" in kinds(tiny) and not [note for note in tiny.report().notes if note.startswith("Coarse")]
+
+
+def test_img2img(tiny: Any) -> None:
+    """What a run begins with keeps its detail."""
+    twice(tiny, express(tiny), latent_image={"samples": noisy()}, denoise=0.6)
+    assert "c" not in kinds(tiny) and f"No step is coarse, because {LATE}." in tiny.report().notes
 
 
 def test_a_noise_mask(tiny: Any) -> None:
