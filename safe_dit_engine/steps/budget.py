@@ -14,8 +14,7 @@ from .samplers import Sampler
 KEEPING = ((1, 1, False), (2, 8, False), (2, 4, False), (3, 6, True), (3, 4, True), (3, 2, True), (4, 2, True))
 # Up to this speed-up plans keep the picture, where steps are many.
 SAME_PICTURE = 2.5
-# A plan that keeps the picture is good enough where it computes at most so much more than was asked for, as a share of all steps, and at most
-# a step.
+# A plan that keeps the picture is good enough where it computes at most so much more than was asked for: a share of all steps, at most one.
 SLACK = 0.05
 # Coarse steps come before this progress, so far apart in progress but for the first two (docs/experiments.md, part 27).
 LAYOUT, COARSE_GAP = 0.55, 0.08
@@ -62,9 +61,9 @@ def plan_budget(
     window = window if window is not None else (0, total)
     budget = total / speedup
     plans = list(_keeping(progress, reach, most_skipped, window))
-    keeping = next((plan for plan in plans if _cost(plan) <= budget + min(1.0, SLACK * total)), None)
-    if keeping is not None:
-        return keeping
+    fitting = [plan for plan in plans if _cost(plan) <= budget + min(1.0, SLACK * total)]
+    if fitting:
+        return min(fitting, key=lambda plan: abs(_cost(plan) - budget))
     if coarse and total > 1 and window == (0, total) and all(falls_through(progress, step) for step in range(1, total)):
         plans.append(_coarse(progress, budget, most_skipped))
     return min(plans, key=lambda plan: max(_cost(plan) - budget, 0.0))

@@ -53,8 +53,9 @@ function planBudget(progress, speedup, sampler, window, coarse, costs) {
   const budget = total / speedup;
   const cost = (/** @type {Kind[]} */ plan) => predictedShare(plan, 1, costs) * plan.length;
   const plans = KEEPING.map(([interval, warmup, early]) => keeping(progress, interval, warmup, early, sampler, window));
-  const found = plans.find((plan) => cost(plan) <= budget + Math.min(1, SLACK * total));
-  if (found) return found;
+  const fitting = plans.filter((plan) => cost(plan) <= budget + Math.min(1, SLACK * total));
+  const off = (/** @type {Kind[]} */ plan) => Math.abs(cost(plan) - budget);
+  if (fitting.length) return fitting.reduce((best, plan) => (off(plan) < off(best) ? plan : best));
   const falls = Array.from({ length: total - 1 }, (_, index) => fallsThrough(progress, index + 1)).every(Boolean);
   if (coarse && total > 1 && window[0] === 0 && window[1] === total && falls) plans.push(coarsely(progress, budget, sampler.skipped, costs));
   const over = (/** @type {Kind[]} */ plan) => Math.max(cost(plan) - budget, 0);
