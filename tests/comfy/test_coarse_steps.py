@@ -216,7 +216,7 @@ def test_what_the_model_takes_a_pooled_latent_for(comfy: Any, name: str) -> None
     object_ = kind()
     object_.sigma_data = 1.0
     parts = comfy.engine("hosts.comfy.start")._parts
-    level = comfy.engine("steps.coarse").coarse_level(0.6, lambda sigma: parts(object_, sigma))
+    level = comfy.engine("steps.coarse").coarse_level(0.6, lambda sigma: parts(object_, [sigma])[0])
     if not PARAMETRISATIONS[name]:
         assert level is None
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,20 +37,21 @@ def start_run(
         latent,
         _window(config.schedule, sampling, levels),
         _memory_of(patcher.model),
-        progress=[progress_of(*_parts(sampling, level)) for level in levels],
+        progress=[progress_of(*pair) for pair in _parts(sampling, levels)],
         sampler=find_sampler(name),
-        parts=partial(_parts, sampling),
+        parts=lambda level: _parts(sampling, [level])[0],
     )
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
     return run
 
 
-def _parts(sampling: Any, level: float) -> tuple[float, float]:
-    """Picture and noise that a latent holds at a noise level: the model's own sampling object is asked."""
-    sigma = torch.tensor(level).view(1, 1, 1, 1)
-    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
-    return float(sampling.noise_scaling(sigma, zero, one)), float(sampling.noise_scaling(sigma, one, zero))
+def _parts(sampling: Any, levels: list[float]) -> list[tuple[float, float]]:
+    """Picture and noise that a latent holds at noise levels: the model's own sampling object is asked, once for all."""
+    sigmas = torch.tensor(levels).view(-1, 1, 1, 1)
+    zeros, ones = torch.zeros_like(sigmas), torch.ones_like(sigmas)
+    parts = torch.stack((sampling.noise_scaling(sigmas, zeros, ones), sampling.noise_scaling(sigmas, ones, zeros)), dim=-1)
+    return [(picture, noise) for picture, noise in parts.view(-1, 2).tolist()]
 
 
 def _memory_of(base_model: Any) -> Memory:
