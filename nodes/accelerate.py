@@ -11,10 +11,10 @@ from ..safe_dit_engine.hosts.comfy.wrappers import configure
 from ..safe_dit_engine.masks.ledger import MaskMode
 from ..safe_dit_engine.presets import DEFAULT_PRESET, PRESETS, Preset, at_speedup
 from ..safe_dit_engine.steps.budget import SAME_PICTURE
-from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, MAX_SPEEDUP, CacheMode, ScheduleConfig
+from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode, ScheduleConfig
 from ..safe_dit_engine.tokens.painting import parse_painting
 from ..safe_dit_engine.tokens.partition import MIN_KEEP_RATIO, PartitionConfig
-from .inputs import cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs
+from .inputs import budget_inputs, cache_input, forecast_inputs, judged_painting, painting_input, skipping_inputs
 
 CUSTOM, SPEEDUP = "custom", "speedup"
 
@@ -74,31 +74,7 @@ class SafeDitAccelerate(io.ComfyNode):
                 *skipping_inputs(default.schedule.skipped_steps, default.schedule.corrector, "Custom only. "),
                 painting_input(),
                 cache_input(),
-                io.Float.Input(
-                    "speedup",
-                    optional=True,
-                    default=2.0,
-                    min=1.0,
-                    max=MAX_SPEEDUP,
-                    step=0.1,
-                    tooltip=(
-                        "For the preset `speedup` only. How many times less is to be computed than without the node; the plan that comes "
-                        "closest is used. Up to about 2.5, with enough steps: the same picture, sooner. Above: the same prompt, another "
-                        "picture."
-                    ),
-                ),
-                io.Int.Input(
-                    "coarse_steps",
-                    optional=True,
-                    default=0,
-                    min=0,
-                    max=64,
-                    advanced=True,
-                    tooltip=(
-                        "Custom only. How many steps at the start are coarse: the model runs on a quarter of the tokens, and finds layout "
-                        "and colours. 0: none. With coarse steps it is the same prompt, another picture."
-                    ),
-                ),
+                *budget_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated when it is sampled.")],
         )

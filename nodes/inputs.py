@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, CacheMode
+from ..safe_dit_engine.steps.plan import MAX_REFRESH_INTERVAL, MAX_SPEEDUP, CacheMode
 from ..safe_dit_engine.tokens.painting import parse_painting
 
 
@@ -57,6 +57,37 @@ def skipping_inputs(skipped_steps: int, corrector: bool, when: str = "") -> list
             default=corrector,
             advanced=True,
             tooltip=f"{when}At every refresh, correct the error that the steps since the last one have made. Costs nothing.",
+        ),
+    ]
+
+
+def budget_inputs() -> list[Any]:
+    """How much less is to be computed, and coarse steps by hand. Optional: older prompts lack them."""
+    return [
+        io.Float.Input(
+            "speedup",
+            optional=True,
+            default=2.0,
+            min=1.0,
+            max=MAX_SPEEDUP,
+            step=0.1,
+            tooltip=(
+                "For the preset `speedup` only. How many times less is to be computed than without the node; the plan that comes "
+                "closest is used. Up to about 2.5, with enough steps: the same picture, sooner. Above: the same prompt, another "
+                "picture."
+            ),
+        ),
+        io.Int.Input(
+            "coarse_steps",
+            optional=True,
+            default=0,
+            min=0,
+            max=64,
+            advanced=True,
+            tooltip=(
+                "Custom only. How many steps at the start are coarse: the model runs on a quarter of the tokens, and finds layout "
+                "and colours. 0: none. With coarse steps it is the same prompt, another picture."
+            ),
         ),
     ]
 

@@ -113,15 +113,19 @@ class Evaluation:
             return None
         given = run.skipping.skipped(self.step, self.sigma, run.clock.on_level)
         if given is not None:
-            self._rows[1], self._skipped = max((record.rows_total for record in run.report.evaluations), default=0), True
+            self._rows[1] = max((record.rows_total for record in run.report.evaluations), default=0)
+            self._skipped = True
         return given
 
-    def coarse(self, x: Tensor, why_not: Callable[[float], str | None]) -> tuple[Tensor, float] | None:
-        """The smaller latent, and its level, to run on in place of `x` `[images, C, H, W]`; None: run on `x`. `why_not`: as of `shrink`."""
+    def coarse(self, x: Tensor, reason_at: Callable[[float], str | None]) -> tuple[Tensor, float] | None:
+        """The smaller latent and its noise level, to run on in place of `x` `[images, C, H, W]`; None: run on `x`.
+
+        `reason_at`: see `shrink`.
+        """
         run = self._run
         if self.kind is not StepKind.COARSE or self._full or not run.may_leave_out or run.parts is None:
             return None
-        found = shrink(x, self.sigma, run.parts, why_not) if run.latent.is_whole(x) else PART
+        found = shrink(x, self.sigma, run.parts, reason_at) if run.latent.is_whole(x) else PART
         if isinstance(found, str):
             run.note(f"Coarse steps run in full, because {found}.", NoteLevel.WARNING)
             return None
@@ -162,7 +166,7 @@ class Evaluation:
         run = self._run
         if cond is None or uncond is None or run.tokens is None or not (run.latent.is_whole(cond) and run.latent.is_whole(uncond)):
             return
-        if self._collects and self.seen.in_first_batch:
+        if _collects(run, self) and self.seen.in_first_batch:
             run.tokens.see_guidance(cond, uncond)
 
     def must_repeat(self) -> bool:
@@ -266,14 +270,13 @@ class Evaluation:
         self._full |= ready  # a conditioning that is new runs in full, and those beside it with it
         return CallPlan(capture=_must_capture(run, self.step), known=_needless(run), evidence_of=self._to_look_at(conds))
 
-    @property
-    def _collects(self) -> bool:
-        """Whether this step shows where the prompt acts, and the map will be read."""
-        run = self._run
-        return run.tokens is not None and run.reads_map and self.kind is StepKind.WARMUP and run.tokens.collects(self.step)
-
     def _to_look_at(self, conds: Sequence[CondCall]) -> tuple[int, ...]:
-        return tuple(i for i, cond in enumerate(conds) if cond.index in self.seen.positive) if self._collects else ()
+        return tuple(i for i, cond in enumerate(conds) if cond.index in self.seen.positive) if _collects(self._run, self) else ()
+
+
+def _collects(run: Run, evaluation: Evaluation) -> bool:
+    """Whether an evaluation shows where the prompt acts, and the map will be read."""
+    return run.tokens is not None and run.reads_map and evaluation.kind is StepKind.WARMUP and run.tokens.collects(evaluation.step)
 
 
 def _needless(run: Run) -> Partition | None:

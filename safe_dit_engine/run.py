@@ -65,7 +65,8 @@ class Run:
         parts: Parts | None = flow_parts,
     ) -> None:
         self.config, self.sigmas, self.module = config, tuple(sigmas), module
-        self.ledger, self._started = MaskLedger(config.masks, bracketed=True), time.perf_counter()
+        self.ledger = MaskLedger(config.masks, bracketed=True)
+        self._started = time.perf_counter()
         self.latent = LatentShape(latent_shape[0], latent_shape[2:])
         asked, partitioning = config.schedule or ScheduleConfig(refresh_interval=1), config.partition or PartitionConfig()
         schedule, window = sampler.limit(asked), (0, 0) if sampler.full else window
@@ -76,10 +77,11 @@ class Run:
         self.plan = plan_run(progress, partitioning.warmup_steps, schedule, sampler, window, no_coarse is None)
         seen = None if config.masks is MaskMode.OFF else self.ledger
         self.report = RunReport(len(self.plan), "", progress, window, sampler, no_coarse is None, ledger=seen)
-        self.clock, self.skipping = StepClock(self.sigmas), Skipping(self.sigmas, progress, schedule, sampler, self._explain)
+        self.clock = StepClock(self.sigmas)
+        self.skipping = Skipping(self.sigmas, progress, schedule, sampler, self.explain)
         if fit.reason and (consequence := _without_backbone(self.plan, config)) is not None:
             self.note(f"{fit.reason}; {consequence}.", NoteLevel.WARNING)
-        self.tokens = None if self.backbone is None else self._token_map(self.backbone, partitioning)
+        self.tokens = None if self.backbone is None else _token_map(self, self.backbone, partitioning)
         self.report.backbone = self.backbone.name if self.backbone is not None else ""
         # Steps computed in full or not at all ask nothing of the model: neither its family nor what else works on it matters to them.
         self.partial = PartialSteps(schedule.cache, memory) if self.backbone is not None and StepKind.SELECTIVE in self.plan else None
@@ -92,12 +94,6 @@ class Run:
         if self.tokens is not None:
             self.tokens.explain_painting(used=self.partial is not None and self.may_leave_out)
 
-    def _token_map(self, backbone: Backbone, config: PartitionConfig) -> TokenMap:
-        warmup = sum(1 for _ in itertools.takewhile(lambda kind: kind in (StepKind.WARMUP, StepKind.COARSE), self.plan))
-        grid = TokenGrid.of_latent(self.latent.spatial, self.edge)
-        early = StepKind.SELECTIVE in self.plan and self.plan.count(StepKind.WARMUP) > 1
-        return TokenMap(config, grid, warmup, early, backbone.shared_rows, self._explain)
-
     def note(self, sentence: str, level: NoteLevel = NoteLevel.INFO) -> None:
         """Put a sentence in the report and, the first time, in the log."""
         if self.report.note(sentence, level):
@@ -108,7 +104,8 @@ class Run:
         what = "Selective steps run in full" if StepKind.SKIPPED in self.plan else "Computed in full"
         self.note(f"{what}, because {reason}.", NoteLevel.WARNING)
 
-    def _explain(self, sentence: str, warning: bool) -> None:
+    def explain(self, sentence: str, warning: bool) -> None:
+        """Put a sentence in the report; `warning`: something else was done than what was asked for."""
         self.note(sentence, NoteLevel.WARNING if warning else NoteLevel.INFO)
 
     @property
@@ -169,7 +166,8 @@ class Run:
 
     def watch(self, prediction: Tensor) -> None:
         """Notice a prediction that is no number; the device is not asked before the run is over."""
-        self._nan = prediction.isnan().any() | (False if self._nan is None else self._nan)
+        found = prediction.isnan().any()
+        self._nan = found if self._nan is None else self._nan | found
 
     def use(self, module: nn.Module) -> None:
         """The calls to come are of this model, another of the same family: a pipeline may hand over to a second one on the way."""
@@ -242,6 +240,14 @@ class Run:
             self.partial.clear()
         self.report.finish(time.perf_counter() - self._started)
         return self.report
+
+
+def _token_map(run: Run, backbone: Backbone, config: PartitionConfig) -> TokenMap:
+    """The map, made after the steps at the start that are warm-up, or coarse before them; one full step at least shows where the prompt
+    acts."""
+    warmup = sum(1 for _ in itertools.takewhile(lambda kind: kind in (StepKind.WARMUP, StepKind.COARSE), run.plan))
+    early = StepKind.SELECTIVE in run.plan and run.plan.count(StepKind.WARMUP) > 1
+    return TokenMap(config, TokenGrid.of_latent(run.latent.spatial, run.edge), warmup, early, backbone.shared_rows, run.explain)
 
 
 def _fit_of(config: SafeConfig, module: nn.Module, latent_shape: tuple[int, ...], backbones: tuple[Backbone, ...]) -> Fit:

@@ -54,8 +54,8 @@ def plan_budget(
 ) -> tuple[StepKind, ...]:
     """The plan of a run between the noise levels `progress` that computes 1 / `speedup` of a full run.
 
-    `reach`, `most_skipped`: what the sampler bears (samplers.py). `coarse`: whether steps may run on a smaller picture. `window`: half-open
-    range of steps that need not be computed in full.
+    `reach`, `most_skipped`: what is good with the sampler (samplers.py). `coarse`: whether steps may run on a smaller picture. `window`:
+    half-open range of steps that need not be computed in full.
     """
     total = len(progress) - 1
     window = window if window is not None else (0, total)

@@ -69,15 +69,15 @@ def why_not(spatial: tuple[int, ...], begin: float, parts: Parts | None, smalles
     return TOO_SMALL.format(edge) if min(spatial[-2:]) < edge else None
 
 
-def shrink(x: Tensor, sigma: float, parts: Parts, why_not: Callable[[float], str | None]) -> tuple[Tensor, float] | str:
+def shrink(x: Tensor, sigma: float, parts: Parts, reason_at: Callable[[float], str | None]) -> tuple[Tensor, float] | str:
     """A latent `[..., H, W]` at noise level `sigma` on a quarter of the pixels, and its level; or why not, as the end of a sentence.
 
-    `why_not`: asked what speaks against that level.
+    `reason_at`: why the host cannot run it at a noise level, as the end of a sentence; None if it can.
     """
     level = coarse_level(sigma, parts)
     if level is None:
         return UNKNOWN_LEVELS
-    return why_not(level.sigma) or (pool(x) * level.scale, level.sigma)
+    return reason_at(level.sigma) or (pool(x) * level.scale, level.sigma)
 
 
 def pool(x: Tensor) -> Tensor:

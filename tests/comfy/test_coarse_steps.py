@@ -196,6 +196,63 @@ def test_other_nodes_around_the_model(tiny: Any) -> None:
     assert in_full(tiny, guided, **changes) == "Coarse steps run in full, because another node works on the guidance."
 
 
+def test_wrappers_and_patches_of_the_older_kind(tiny: Any) -> None:
+    changes: dict[str, Any] = {"size": SIZE, "steps": 4}
+    wrapped = tiny.model.clone()
+    wrapped.set_model_unet_function_wrapper(lambda apply, args: apply(args["input"], args["timestep"], **args["c"]))
+    assert "(`model_function_wrapper`) is wrapped around the model" in in_full(tiny, wrapped, **changes)
+    patched = tiny.model.clone()
+    patched.set_model_patch(lambda arguments: {}, "double_block")
+    assert in_full(tiny, patched, **changes) == "Coarse steps run in full, because another node patches blocks of the model."
+
+
+def test_a_controlnet(tiny: Any) -> None:
+    class Given(importlib.import_module("comfy.controlnet").ControlBase):  # type: ignore[misc]
+        def get_control(self, *_: Any) -> dict[str, list[Tensor]]:
+            return {"input": [], "middle": [], "output": []}
+
+    extras = {"control": Given(), "control_apply_to_uncond": True}
+    prompts = {"positive": tiny.prompt(1, **extras), "negative": tiny.prompt(2, **extras)}
+    said = in_full(tiny, tiny.model, size=SIZE, steps=4, **prompts)
+    assert said == "Coarse steps run in full, because a ControlNet is used."
+
+
+def test_context_windows(comfy: Any) -> None:
+    comfy.load_extra("nodes_context_windows.py")
+    wan = TinyFamily(comfy, next(family for family in FAMILIES if family.name == "Wan"))
+    inputs = {
+        "context_length": 5, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False,
+        "fuse_method": "pyramid", "freenoise": False,
+    }  # fmt: skip
+    windowed = comfy.execute("WanContextWindowsManual", model=wan.model, **inputs)[0]
+    said = in_full(wan, windowed, latent_image=empty(wan.family.latent), steps=4)
+    assert said == "Coarse steps run in full, because context windows slide over the latent."
+
+
+def test_gligen(comfy: Any) -> None:
+    """No transformer takes it, so only the reason is asked for."""
+    assert list(comfy.engine("hosts.comfy.coarse")._reasons([{"gligen": ("position", None, [])}], {})) == ["GLIGEN is used"]
+
+
+@pytest.mark.parametrize("at_call", [1, 2, 3])
+def test_an_interrupted_run_leaves_nothing(tiny: Any, at_call: int) -> None:
+    model, stop = accelerated(tiny), importlib.import_module("comfy.model_management").InterruptProcessingException
+    plain, expected, calls = tiny.sample(tiny.model, size=SIZE, steps=4), tiny.sample(model, size=SIZE, steps=4), 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
+            raise stop()
+
+    hook = tiny.model.model.diffusion_model.layers[0].register_forward_hook(interrupt)
+    with pytest.raises(stop):
+        tiny.sample(model, size=SIZE, steps=4)
+    hook.remove()
+    assert tiny.leftovers() == [] and torch.equal(tiny.sample(tiny.model, size=SIZE, steps=4), plain)
+    assert torch.equal(tiny.sample(model, size=SIZE, steps=4), expected)
+
+
 def test_a_small_latent_has_no_coarse_steps(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny.comfy.engine("steps.coarse"), "MIN_EDGE", MIN_EDGE)
     tiny.sample(accelerated(tiny), size=(62, 64))

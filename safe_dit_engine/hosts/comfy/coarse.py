@@ -8,14 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from .conds import active_at
+from .demo import ROPE_KEY
+from .sampler import KEY
 
 # Of a cond: what has the latent's size, and what to call it.
 SIZED = {"area": "a prompt has an area", "mask": "a prompt has a mask", "control": "a ControlNet is used", "gligen": "GLIGEN is used"}
-GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_calc_cond_batch_function", "model_function_wrapper")
+GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_calc_cond_batch_function")
 # Of four dimensions, and no picture: text features of several layers.
 TEXT = frozenset({"encoder_hidden_states_llama3"})
 # Wrappers that are at home on any size: ours, the demo model's, ComfyUI's own for torch.compile.
-ANY_SIZE = frozenset({"safe_dit", "safe_dit_demo_rope", "torch.compile"})
+ANY_SIZE = frozenset({KEY, ROPE_KEY, "torch.compile"})
 WRAPPED = ("predict_noise", "calc_cond_batch", "apply_model", "diffusion_model")
 
 
@@ -38,8 +40,14 @@ def _reasons(conds: list[Mapping[str, Any]], model_options: dict[str, Any]) -> I
         yield "another node works on the guidance"
     if any(functions for functions in options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values()):
         yield "another node patches blocks of the model"
-    foreign = (key for kind in WRAPPED for key, found in options.get("wrappers", {}).get(kind, {}).items() if found and key not in ANY_SIZE)
-    yield from (f"another node (`{key}`) is wrapped around the model" for key in foreign)
+    yield from (f"another node (`{key}`) is wrapped around the model" for key in _foreign_wrappers(model_options))
+
+
+def _foreign_wrappers(model_options: dict[str, Any]) -> Iterator[str]:
+    if model_options.get("model_function_wrapper"):
+        yield "model_function_wrapper"
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    yield from (key for kind in WRAPPED for key, found in wrappers.get(kind, {}).items() if found and key not in ANY_SIZE)
 
 
 def _foreign_post_cfg(model_options: dict[str, Any]) -> bool:

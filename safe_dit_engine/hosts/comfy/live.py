@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...report import RunReport, StepRecord, note_message, step_message
 from ...steps.plan import StepKind
+from .newest import keep_newest
 from .prompt import Place, running_server
 
 EVENT = "safe_dit.step"
@@ -29,10 +30,7 @@ _wishes: OrderedDict[str, LiveWish] = OrderedDict()
 
 def wish(client_id: str, wanted: LiveWish) -> None:
     """Remember what a tab wants."""
-    _wishes.pop(client_id, None)
-    _wishes[client_id] = wanted
-    while len(_wishes) > KEPT_WISHES:
-        _wishes.popitem(last=False)
+    keep_newest(_wishes, client_id, wanted, KEPT_WISHES)
 
 
 class Broadcast:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...report import RunReport
+from .newest import keep_newest
 from .prompt import is_link, run_key, upstream
 
 KEPT_REPORTS = 32
@@ -17,10 +18,7 @@ _reports: OrderedDict[str, RunReport] = OrderedDict()
 
 def keep_report(key: str, report: RunReport) -> None:
     """Keep the report of a run under its `run_key`, and no more than the newest."""
-    _reports.pop(key, None)
-    _reports[key] = report
-    while len(_reports) > KEPT_REPORTS:
-        _reports.popitem(last=False)
+    keep_newest(_reports, key, report, KEPT_REPORTS)
 
 
 def finished_report(node_id: str) -> RunReport:

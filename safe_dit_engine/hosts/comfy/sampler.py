@@ -14,6 +14,8 @@ from ...steps.plan import ScheduleConfig
 
 log = logging.getLogger("safe_dit")
 
+# Under which the pack wraps the model.
+KEY = "safe_dit"
 # Where the options of a sampling run hold the pack's state of it.
 RUN = "safe_dit_run"
 

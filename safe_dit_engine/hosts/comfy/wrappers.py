@@ -26,11 +26,10 @@ from ...steps.samplers import PARTS
 from .calls import Executor, apply_model, sampling_of
 from .coarse import why_not_coarse
 from .conds import active_at
-from .sampler import RUN, SelectiveSampler, function_name
+from .sampler import KEY, RUN, SelectiveSampler, function_name
 from .sampling import Sampling
 from .start import start_run
 
-KEY = "safe_dit"
 CONFIG = "safe_dit_config"
 POST_CFG = "sampler_post_cfg_function"
 
