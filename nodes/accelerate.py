@@ -129,7 +129,7 @@ def _preset_tooltip() -> str:
 def _in_words(preset: Preset) -> str:
     schedule = preset.schedule
     if schedule.speedup:
-        return f"a plan that computes {schedule.speedup:g} times less, the same prompt, another picture"
+        return f"a plan that computes up to about {schedule.speedup:g} times less, the same prompt, another picture"
     refresh = f"a full step at least every {schedule.refresh_interval} steps"
     if schedule.skipped_steps >= schedule.refresh_interval - 1:
         return f"{refresh}, the others skipped"
