@@ -1,6 +1,6 @@
 """How good pictures are that differ from dense on purpose: `python -m benchmarks quality --out DIR`.
 
-Presets, the speed-up dial and peers at the same share of rows, on held-out scenes, through ComfyUI's own sampler. Writes `quality.json`,
+The speed-up dial and peers at the same share of rows, on held-out scenes, through ComfyUI's own sampler. Writes `quality.json`,
 `quality.md` and `quality.png` after each cell; single pictures are kept in a journal, from which `--resume` goes on. The classifier behind
 the kernel distance is trained first (`classifier.pt`), in a few minutes.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from safe_dit_engine.cli.results import environment, markdown_table
-from safe_dit_engine.presets import PRESETS, at_speedup
+from safe_dit_engine.presets import at_speedup
 
 from ..command import log, panels, rounded, save
 from ..demo_model.classifier import Classifier, trained
@@ -24,7 +24,7 @@ from ..measure import closeness
 from ..measure.distances import distance_of, mean_of, pair_terms
 from ..measure.fidelity import Rows, asked_of, options, read, shots_of
 from ..measure.in_turn import Cell, Journal, Make, Record, Sample, Shot, make_in_turn
-from ..measure.methods import Method, fewer_steps, named, preset_text
+from ..measure.methods import Method, fewer_steps, named
 from ..measure.pareto import CELL, OURS, cells_of
 from ..measure.whole_steps import spread_out
 from .bench import Bench
@@ -58,31 +58,30 @@ narrow to go by.
 # Methods
 
 
-SHARES = (20, 25, 35, 50)
-KEEPING, SPEEDUPS = ("balanced", "draft"), (2, 3, 4, 5, 6)
-# Of EasyCache, from which share of the run on, by the share of steps that it computes (about).
-THRESHOLDS = {50: (0.15, 0.15), 35: (0.7, 0.15), 25: (3.0, 0.1), 20: (3.0, 0.05)}
+SPEEDUPS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
+# Of EasyCache, threshold and the share of the run from which on it may skip, by the speed-up that comes of it (about).
+THRESHOLDS = {2.0: (0.15, 0.15), 3.0: (0.7, 0.15), 4.0: (3.0, 0.1), 5.0: (3.0, 0.05)}
 
 
-def methods() -> list[Method]:
-    """All but dense. `express` is the dial at 5."""
-    found = [(preset_text(name, PRESETS[name]), PRESETS[name]) for name in KEEPING]
-    found += [(f"speedup {speedup}", at_speedup(float(speedup))) for speedup in SPEEDUPS]
-    ours = [Method(OURS, text, configured(partition=preset.partition, schedule=preset.schedule)) for text, preset in found]
-    return [*ours, *fewer_steps(unchanged, SHARES), *whole_steps(), *caches()]
+def methods(speedups: Sequence[float] = SPEEDUPS) -> list[Method]:
+    """All but dense, each where it computes about so many times less. `express` is the dial at 5."""
+    presets = {f"speedup {speedup:g}": at_speedup(speedup) for speedup in speedups}
+    ours = [Method(OURS, text, configured(partition=preset.partition, schedule=preset.schedule)) for text, preset in presets.items()]
+    shares = [round(100 / speedup) for speedup in speedups]
+    return [*ours, *fewer_steps(unchanged, shares), *whole_steps(shares), *caches(speedups)]
 
 
-def whole_steps() -> Iterator[Method]:
+def whole_steps(shares: Sequence[int]) -> Iterator[Method]:
     """Whole steps reused as they are, more of them computed early, and extrapolated between evenly spaced ones."""
-    for share in SHARES:
+    for share in shares:
         early, even = (partial(spread_out, share=share / 100, power=power, last=False) for power in (1.2, 1.0))
         yield Method("whole_steps_hold", f"{share}% rather early", reused(early, 0, 1.0))
         yield Method("whole_steps_linear", f"{share}% even, x0.6", reused(even, 1, 0.6))
 
 
-def caches() -> Iterator[Method]:
-    """EasyCache at about these shares."""
-    for threshold, start in THRESHOLDS.values():
+def caches(speedups: Sequence[float]) -> Iterator[Method]:
+    """EasyCache, where a threshold is known."""
+    for threshold, start in (THRESHOLDS[speedup] for speedup in speedups if speedup in THRESHOLDS):
         yield Method("easycache", f"threshold {threshold}, {start} to 0.95", partial(cached, "EasyCache", threshold, start, 0.95))
 
 
@@ -92,7 +91,7 @@ def caches() -> Iterator[Method]:
 def main(argv: Sequence[str]) -> int:
     """Measure, write JSON, Markdown and plot."""
     arguments = parse(argv)
-    chosen = named(methods(), arguments.methods)
+    chosen = named(methods(arguments.speedups), arguments.methods)
     import_comfyui(arguments.device)
     run(arguments, Bench(arguments.device).sample, [DENSE, *chosen], trained(arguments.out))
     return 0
@@ -102,6 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Below 512 px the dial has no coarse steps, so `--small` keeps the size."""
     parser = options(NAME, __doc__, CAPTION, small=f"512 px, 20 steps, euler, {FEW} prompts")
     parser.add_argument("--samplers", nargs="+")
+    parser.add_argument("--speedups", type=float, nargs="+", default=SPEEDUPS, help="where each method is tried (default: %(default)s)")
     parser.set_defaults(samplers=["euler", "dpmpp_2m"], prompts=64, seeds=1, sizes=[512], steps=[20], cost="rows_computed_share")
     arguments = read(parser, argv)
     if arguments.small:
