@@ -13,6 +13,7 @@ BENCHES = {
     "backbones": ".backbones:main",
     "cost": ".comfy.cost:main",
     "diffusers-fidelity": ".diffusers.fidelity:main",
+    "distil": ".demo_model.distil:main",
     "few-steps": ".comfy.samplers:few_steps",
     "fidelity": ".comfy.fidelity:main",
     "masktax": ".masktax:main",
@@ -22,6 +23,7 @@ BENCHES = {
     "speed": ".diffusers.speed:main",
     "study": ".study.study:main",
     "train": ".demo_model.train:main",
+    "turbo": ".comfy.turbo:main",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..safe_dit_engine.hosts.comfy.demo import offer_loras
 from ..safe_dit_engine.hosts.comfy.prompt import running_server
 from .accelerate import SafeDitAccelerate
 from .demo_model import SafeDitDemoModel
@@ -20,7 +21,9 @@ class SafeDitExtension(ComfyExtension):
     """SAFE-DiT for ComfyUI."""
 
     async def on_load(self) -> None:
-        """Add the routes and read old prompts; ComfyUI without a server (scripts, tests in process) has neither."""
+        """Offer the demo model's LoRAs, add the routes and read old prompts; ComfyUI without a server (scripts, tests in process) has
+        neither of the last two."""
+        offer_loras()
         server = running_server()
         if server is not None:
             add_routes(server)

@@ -98,11 +98,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line. Below 512 px the dial has no coarse steps, so `--small` keeps the size."""
-    parser = options(NAME, __doc__, CAPTION, small=f"512 px, 20 steps, euler, {FEW} prompts")
-    parser.add_argument("--samplers", nargs="+")
+    """The command line."""
+    parser = parser_of_quality(NAME, __doc__)
     parser.add_argument("--speedups", type=float, nargs="+", default=SPEEDUPS, help="where each method is tried (default: %(default)s)")
+    return read_small(parser, argv)
+
+
+def parser_of_quality(name: str, about: str | None) -> argparse.ArgumentParser:
+    """Options of the benches that judge pictures as this one does."""
+    parser = options(name, about, CAPTION, small=f"512 px, 20 steps, euler, {FEW} prompts")
+    parser.add_argument("--samplers", nargs="+")
     parser.set_defaults(samplers=["euler", "dpmpp_2m"], prompts=64, seeds=1, sizes=[512], steps=[20], cost="rows_computed_share")
+    return parser
+
+
+def read_small(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments. Below 512 px there are no coarse steps, so `--small` keeps the size."""
     arguments = read(parser, argv)
     if arguments.small:
         arguments.sizes, arguments.prompts = [512], min(arguments.prompts, FEW)
@@ -112,7 +123,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace, make: Make, chosen: Sequence[Method], classifier: Classifier) -> Rows:
     """Every cell in turn, `chosen[0]` being dense."""
     machine = environment(arguments.device)
-    journal = Journal(arguments.out / f"{NAME}.jsonl", machine, arguments.resume)
+    journal = Journal(arguments.out / f"{arguments.name}.jsonl", machine, arguments.resume)
     shots, rows = shots_of(arguments), Rows()
     for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
         found = measure(make, classifier, chosen, Cell(*parts), shots, journal)
@@ -169,9 +180,9 @@ def publish(arguments: argparse.Namespace, machine: dict[str, Any], rows: Rows) 
     columns = [*COLUMNS, *(["skipped"] if any("skipped" in row for row in rows) else [])]
     table = markdown_table([in_words(row) for row in rounded(rows)], columns)
     log.info(table)
-    save(arguments.out, NAME, {"environment": machine, "rows": rows}, f"{CAPTION}\n\n{table}")
+    save(arguments.out, arguments.name, {"environment": machine, "rows": rows}, f"{CAPTION}\n\n{table}")
     cells = cells_of(row for row in rows if "skipped" not in row)
-    with panels(arguments.out / f"{NAME}.png", len(cells), len(SHOWN), 6, 4.5) as axes:
+    with panels(arguments.out / f"{arguments.name}.png", len(cells), len(SHOWN), 6, 4.5) as axes:
         for across, (cell, members) in zip(axes, cells.items()):
             for panel, quality in zip(across, SHOWN):
                 draw(panel, members, arguments.cost, quality)

@@ -73,8 +73,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def save_weights(name: str, state: dict[str, Tensor], fields: dict[str, Any], dtype: torch.dtype) -> None:
-    """Write one of the weight files that ship; it appears whole or not at all."""
-    path = WEIGHTS_FOLDER / FILES[name]
+    """Write one of the demo model's weight files."""
+    write_weights(WEIGHTS_FOLDER / FILES[name], state, fields, dtype)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], fields: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write a file of tensors with JSON in its metadata; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "version": VERSION, **{key: json.dumps(value) for key, value in fields.items()}}
     part = path.with_suffix(".part")

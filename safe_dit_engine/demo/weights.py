@@ -16,7 +16,14 @@ from .words import TEXT_LENGTH
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 FILES = {"dit": "demo_dit.safetensors", "text": "demo_text.safetensors", "vae": "demo_vae.safetensors"}
+# LoRAs for few steps without guidance; in ComfyUI, a folder that its LoRA loaders list.
+LORAS_FOLDER = WEIGHTS_FOLDER / "loras"
 SAMPLING: dict[str, Any] = {"shift": 2.0, "steps": 20, "cfg": 4.0, "sampler": "euler", "scheduler": "simple"}
+
+
+def lora_file(steps: int) -> str:
+    """Name of the LoRA for so many steps."""
+    return f"safe_dit_demo_{steps}_steps.safetensors"
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...demo.network import rope_options
-from ...demo.weights import FILES, WEIGHTS_FOLDER, read_file
+from ...demo.weights import FILES, LORAS_FOLDER, WEIGHTS_FOLDER, read_file
 from ...demo.words import words_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ def load_demo(folder: Path | None = None) -> tuple[ModelPatcher, CLIP, VAE]:
     """The demo model's MODEL, CLIP and VAE from the weight files in `folder` (default: the shipped ones)."""
     folder = WEIGHTS_FOLDER if folder is None else Path(folder)
     return load_demo_model(folder / FILES["dit"]), load_demo_text(folder / FILES["text"]), load_demo_vae(folder / FILES["vae"])
+
+
+def offer_loras() -> None:
+    """Let ComfyUI's LoRA loaders list those of the demo model, behind the user's own."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path("loras", str(LORAS_FOLDER))
 
 
 def load_demo_model(path: Path) -> ModelPatcher:
