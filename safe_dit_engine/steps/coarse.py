@@ -26,7 +26,10 @@ BEGIN = 0.05
 LATE = "the run does not begin in noise, and what it begins with would lose its detail"
 TOO_SMALL = "the picture is smaller than {0} x {0} latent pixels"
 NO_PICTURE = "the latent has no two sides to make smaller"
-NOT_HERE = "pipelines of diffusers hand the model a latent whose size they alone know"
+NOT_HERE = (
+    "in diffusers that takes a flow-matching scheduler, a latent that is not packed, with sides of a multiple of 4, and nothing else of "
+    "its size"
+)
 PART = "the model is asked about a part of the latent"
 UNKNOWN_LEVELS = "how this model counts noise is not known, so a smaller picture has no noise level"
 

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.demo_model.oracle import oracle_score
 from benchmarks.demo_model.scenes import scene_from_seed
+from safe_dit_engine.cli.results import psnr_db
 from safe_dit_engine.demo.sampling import caption_ids, sigma_schedule
 from safe_dit_engine.demo.weights import DemoNetworks, load_networks
 from safe_dit_engine.hosts.diffusers.demo import load_demo_pipeline, simple_levels, transformer_of
@@ -89,6 +90,16 @@ def test_kinds_of_output_and_a_bad_size(pipe: Any) -> None:
         pipe(SCENE.caption, height=200)
 
 
+def test_coarse_steps_draw_the_same_prompt(pipe: Any) -> None:
+    size = {"height": 512, "width": 512, "num_inference_steps": 8, "output_type": "np"}
+    plain = sample(pipe, **size)
+    with apply(pipe, "express") as safe:
+        found = sample(pipe, **size)
+    report = safe.report()
+    assert report.counts()["coarse"] >= 2 and report.rows_computed_share < 0.7
+    assert psnr_db(found[0], plain[0]) > 15.0 and oracle_score(found[0], SCENE) >= oracle_score(plain[0], SCENE)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets(pipe: Any, preset: str) -> None:
     steps = {"num_inference_steps": 20 if preset == "draft" else STEPS}  # of 12 steps it computes the same as `fast`
@@ -96,7 +107,7 @@ def test_presets(pipe: Any, preset: str) -> None:
     with apply(pipe, preset) as safe:
         found = sample(pipe, **steps)
     report = safe.report()
-    # A plan by budget cannot reach so much without coarse steps, and says so (test_host.py).
+    # A plan by budget cannot reach so much without coarse steps, for which the picture is too small, and says so.
     assert len(report.notes) == (2 if PRESETS[preset].schedule.speedup else 0) and report.backbone == "Lumina-Image 2"
     assert report.rows_computed_share < 0.8 and not torch.equal(found, plain)
     assert (found - plain).square().mean() < 0.15 * plain.square().mean()

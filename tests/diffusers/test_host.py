@@ -203,17 +203,13 @@ def test_presets_skip_whole_steps(tiny: Tiny, name: str) -> None:
     assert report.evaluations[-1].step == MANY - 1 and torch.isfinite(found).all() and not torch.equal(found, plain)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux, true cfg", "lumina-next"])
-def test_a_plan_by_budget_has_no_coarse_steps_here(name: str) -> None:
-    tiny = tiny_of(name)
+def test_a_plan_by_budget_says_what_it_cannot_reach() -> None:
+    """Pictures this small have no coarse steps, and those whose latent is packed none at all (test_coarse.py)."""
+    tiny = tiny_of("flux, true cfg")
     with apply(tiny.pipe, "express") as safe:
         found = tiny.sample(num_inference_steps=MANY)
-        first = safe.report()
-        assert torch.equal(tiny.sample(num_inference_steps=MANY), found)
-    counts, (coarse, asked) = first.counts(), first.notes
+    counts, (_, asked) = safe.report().counts(), safe.report().notes
     assert counts["skipped"] >= 2 and "coarse" not in counts and torch.isfinite(found).all()
-    assert first.evaluations[-1].kind.full and first.evaluations[-1].step == MANY - 1
-    assert coarse == "No step is coarse, because pipelines of diffusers hand the model a latent whose size they alone know."
     assert asked.startswith(f"5 times less was asked for; with this sampler and {MANY} steps it is ")
 
 

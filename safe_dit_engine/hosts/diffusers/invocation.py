@@ -23,6 +23,7 @@ from ...presets import SafeConfig
 from ...report import NoteLevel, RunReport
 from ...run import Run
 from .calls import Calls
+from .coarse import Smaller, TimestepLaw, law_of, smaller
 from .guidance import PROMPT, UNPAIRED, cond_pair, moved
 from .latents import grid_of, latents_of, like
 from .position import Position
@@ -67,6 +68,8 @@ class Invocation:
         self._grid: tuple[int, int] | None = None
         self._shape: tuple[int, ...] = ()
         self._stand_in: Tensor | None = None
+        self._law: TimestepLaw | None = None
+        self._smaller: Smaller | None = None
         self._evaluating = False
         self._finite: Tensor | None = None
 
@@ -119,7 +122,10 @@ class Invocation:
                 return self._calls.repeat()  # only its shape and type count: `step` has the prediction
             assert self._run is not None
             x = self._picture(latents_of(arguments))
-            return self._calls.run(self._run, inner, x, self._images, partial(original, *args), kwargs, arguments)
+            call, given = partial(original, *args), kwargs
+            if self._smaller is not None:
+                call, given = partial(self._smaller.call, original, arguments), {}
+            return self._calls.run(self._run, inner, x, self._images, call, given, arguments)
 
         return forward
 
@@ -146,6 +152,7 @@ class Invocation:
         evaluation = run.evaluate(level, device=latents_of(arguments).device, step=step)
         evaluation.begin_batch(frozenset({PROMPT}))
         self._stand_in = evaluation.skipped()
+        self._smaller = smaller(evaluation, latents_of(arguments)[: run.latent.images], self._law)
         return True
 
     def _start(self, module: nn.Module, arguments: dict[str, Any]) -> bool:
@@ -159,7 +166,8 @@ class Invocation:
         self._shape, self._grid = latents.shape[1:], grid_of(arguments)
         x = self._picture(latents)
         shape = (self._images or x.shape[0], *x.shape[1:])
-        self._run = start_run(self._config, self._scheduler, module, timetable.steps, shape, x.device)
+        self._law = law_of(self._scheduler, module, arguments, timetable.evaluations[0])
+        self._run = start_run(self._config, self._scheduler, module, timetable.steps, shape, x.device, self._law is not None)
         if before is not None:
             before.close()
             self._run.note(AGAIN)
@@ -228,7 +236,8 @@ class Invocation:
         """The denoised prediction that is to count; None: the one that was computed."""
         given = self._stand_in
         if given is None:
-            computed = self._picture(prediction.denoised(model_output, sample))
+            judge = prediction if self._smaller is None else self._smaller
+            computed = self._picture(judge.denoised(model_output, sample))
             given = run.evaluation.computed(computed)
             if given is computed:
                 return None

@@ -49,7 +49,7 @@ Level = Callable[[Any, int], float]
 
 def _given(scheduler: Any, index: int) -> float:
     level = float(scheduler.sigmas[index])
-    return 1.0 - level if _is_inverted(scheduler) else level
+    return 1.0 - level if is_inverted(scheduler) else level
 
 
 def _of_timestep(scheduler: Any, index: int) -> float:
@@ -146,7 +146,7 @@ def known_of(scheduler: Any) -> Known | None:
 def suited(schedule: ScheduleConfig, known: Known) -> ScheduleConfig:
     """A schedule as far as it suits a scheduler, by what was measured (docs/diffusers.md)."""
     if not known.allows_skipped_steps:
-        return replace(schedule, refresh_interval=1, speedup=0.0)
+        return replace(schedule, refresh_interval=1, coarse_steps=0, speedup=0.0)
     # Between predictions of different noise lies no line; where the prediction is not Euler's, an error is not Euler's either.
     forecast = 0.0 if known.stochastic else schedule.forecast
     return replace(schedule, forecast=forecast, corrector=schedule.corrector and not (known.stochastic or known.multistep))
@@ -158,7 +158,7 @@ def prediction_of(scheduler: Any, sigma: float) -> Prediction | None:
     if known is None:
         return None
     if known.noise is Noise.FLOW:
-        return Prediction(1.0, sigma if _is_inverted(scheduler) else -sigma)
+        return Prediction(1.0, sigma if is_inverted(scheduler) else -sigma)
     kind = scheduler.config.get("prediction_type")
     if kind == "sample":
         return Prediction(0.0, 1.0)
@@ -193,7 +193,13 @@ def _scaled(kind: str, sigma: float, data: float) -> Prediction | None:
     return None if sign is None else Prediction(data**2 / square, sign * sigma * data / math.sqrt(square))
 
 
-def _is_inverted(scheduler: Any) -> bool:
+def flows(scheduler: Any) -> bool:
+    """Whether x = (1 - sigma) * x0 + sigma * noise at its levels."""
+    known = known_of(scheduler)
+    return known is not None and (known.noise is Noise.FLOW or bool(scheduler.config.get("use_flow_sigmas")))
+
+
+def is_inverted(scheduler: Any) -> bool:
     """Whether its levels rise from 0 to 1 (Mochi); ours fall all the same."""
     return bool(scheduler.config.get("invert_sigmas"))
 

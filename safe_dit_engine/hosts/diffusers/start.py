@@ -14,8 +14,8 @@ from ...presets import SafeConfig
 from ...report import NoteLevel, RunReport
 from ...run import Run
 from ...selective.memory import Memory
-from ...steps.levels import flow_progress, plain_progress
-from .schedulers import Noise, known_of, suited
+from ...steps.levels import flow_parts, flow_progress, plain_progress
+from .schedulers import flows, known_of, suited
 
 NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
 
@@ -28,13 +28,23 @@ def empty_report(sentence: str) -> RunReport:
 
 
 def start_run(
-    config: SafeConfig, scheduler: Any, module: nn.Module, levels: Sequence[float], shape: tuple[int, ...], device: torch.device
+    config: SafeConfig,
+    scheduler: Any,
+    module: nn.Module,
+    levels: Sequence[float],
+    shape: tuple[int, ...],
+    device: torch.device,
+    may_be_coarse: bool,
 ) -> Run:
-    """A run over these noise levels on latents `[images, C, ...]` of this `shape`, by what of `config` suits the scheduler."""
+    """A run over these noise levels on latents `[images, C, ...]` of this `shape`, by what of `config` suits the scheduler.
+
+    `may_be_coarse`: whether the pipeline allows coarse steps (coarse.py).
+    """
     asked, steps = config.schedule, len(levels) - 1
     window = (0, steps) if asked is None else (round(asked.start_percent * steps), round(asked.end_percent * steps))
     suiting = _suiting(config, scheduler)
-    run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels), parts=None)
+    parts = flow_parts if may_be_coarse else None
+    run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels), parts=parts)
     schedule = suiting.schedule
     if asked is not None and schedule is not None and schedule.refresh_interval < asked.refresh_interval:
         run.note(NOT_LEFT_OUT.format(type(scheduler).__name__))
@@ -42,9 +52,7 @@ def start_run(
 
 
 def _progress(scheduler: Any, levels: Sequence[float]) -> tuple[float, ...]:
-    known = known_of(scheduler)
-    flows = known is not None and (known.noise is Noise.FLOW or bool(scheduler.config.get("use_flow_sigmas")))
-    return flow_progress(levels) if flows else plain_progress(levels)
+    return flow_progress(levels) if flows(scheduler) else plain_progress(levels)
 
 
 def _suiting(config: SafeConfig, scheduler: Any) -> SafeConfig:
