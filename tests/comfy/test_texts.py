@@ -15,8 +15,8 @@ from ..steps.test_schedule import plan_of
 from .test_locales import content
 
 SEARCHED = (
-    "turbo", "optimize", "skip steps", "boost", "wavespeed", "teacache", "magcache", "easycache", "first block cache", "fbcache", "cache-dit",
-    "nunchaku", "deepcache", "lightning", "speed up", "faster",
+    "turbo", "optimize", "skip steps", "boost", "wavespeed", "teacache", "magcache", "easycache", "first block cache", "fbcache",
+    "cache-dit", "nunchaku", "deepcache", "lightning", "speed up", "faster",
 )  # fmt: skip
 
 
