@@ -27,7 +27,7 @@ class SafeDitPartitioner(io.ComfyNode):
             category="SAFE-DiT",
             description=(
                 "Finds out, during the first steps of sampling, which image tokens the prompt acts on. The Selective Update Sampler then "
-                "computes those at every step, and Sensitivity-Weighted CFG guides them more strongly."
+                "computes those at every selective step, and Sensitivity-Weighted CFG guides them with a scale of their own."
             ),
             search_aliases=["token map", "sensitivity", "attention map", "partition", "safe-dit"],
             inputs=[

@@ -33,7 +33,7 @@ class SafeDitReport(io.ComfyNode):
             description=(
                 "Shows what the sampler before it did: steps by kind, tokens computed, masks, memory and time. Passes the latent on."
             ),
-            search_aliases=["report", "token map", "sensitivity", "statistics", "safe-dit"],
+            search_aliases=["report", "compare", "time", "token map", "sensitivity", "statistics", "safe-dit"],
             inputs=[
                 io.Latent.Input("latent", tooltip="The latent straight from the sampler. It is passed on unchanged."),
                 io.Image.Input("picture", optional=True, tooltip="The finished picture; with dense beside it, the node compares the two."),

@@ -25,10 +25,10 @@ class SafeDitSelectiveSampler(io.ComfyNode):
             display_name="Selective Update Sampler",
             category="SAFE-DiT",
             description=(
-                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model; the last prediction of "
-                "the others is reused or extrapolated. Needs a model with a Prompt Token Partitioner."
+                "Wraps any sampler: between refresh steps only the sensitive image tokens run through the model, or nothing at all; the "
+                "last prediction of the others is reused or extrapolated. For a model with a Prompt Token Partitioner."
             ),
-            search_aliases=["sampler", "selective", "refresh", "accelerate", "safe-dit"],
+            search_aliases=["sampler", "selective", "refresh", "accelerate", "skip steps", "safe-dit"],
             inputs=[
                 io.Int.Input(
                     "refresh_interval",

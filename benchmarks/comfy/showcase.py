@@ -1,7 +1,7 @@
-"""The demo: both shipped workflows through a real ComfyUI server, dense and accelerated: `python -m benchmarks showcase`.
+"""The demo: both shipped workflows through a real ComfyUI server, in full and accelerated: `python -m benchmarks showcase`.
 
-Four runs of each prompt, in turn in one server after a warm-up: dense; SAFE-Core (quickstart, default preset); SAFE+SW (four nodes);
-and the simple rival, dense with as many steps as fit into SAFE-Core's time. Pictures are compared with the dense one of the same seed.
+Each prompt in turn, in one server after a warm-up: in full; quickstart with four presets; SAFE+SW (four nodes); and the simple rival, in
+full with as many steps as fit into the time of `balanced`. Pictures are compared with the full one of the same seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from devtools.server import PACK_ROOT, ComfyServer, RunResult
 from safe_dit_engine.cli.results import environment, markdown_table
@@ -30,10 +30,15 @@ from .workflows import Prompt, bypassed, changed, feeding, find, load_prompt
 COLUMNS = (
     "method", "setting", "steps", "seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score",
 )  # fmt: skip
-TITLES = ("dense", "safe core", "safe sw", "fewer steps", "token map")
+PRESETS = ("quality", "balanced", "draft", "express")
+RIVAL, RIVALS = "fewer steps", "balanced"  # what the rival is called, and whose time it gets
+TITLES = ("dense", *PRESETS, "safe sw", RIVAL, "token map")
+# The columns of the strip, with what stands above each.
+STRIP = {"dense": "full", **{name: name for name in PRESETS}, RIVAL: f"fewer steps, time of {RIVALS}"}
 FIRST_SCENE = 1000  # apart from the scenes other benches look at
 WARM_UP_ROUNDS = 3
 TILE, LINE = 256, 18
+GAP, TEXT, TEXT_SIZE = 8, 26, 17
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     table = markdown_table(rounded(rows), COLUMNS)
     save(arguments.out, "report", {"environment": environment(arguments.device, comfyui=version), "rows": rows}, table)
     save_pictures(arguments.out, showcase.pictures, shots)
-    log.info("%s\nPictures, sheet.png and report.json are in %s", table, arguments.out)
+    strip_of(showcase.pictures, rows, shots[0].seeds[0]).save(arguments.out / "strip.jpg", quality=88)
+    log.info("%s\nPictures, sheet.png, strip.jpg and report.json are in %s", table, arguments.out)
     return 0
 
 
@@ -66,22 +72,25 @@ class Showcase:
         self._server = server
         info = server.get_json("/object_info")
         quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
-        self._plain = partial(asked, bypassed(quick, find(quick, "SafeDitAccelerate")))
+        accelerate = find(quick, "SafeDitAccelerate")
+        self._plain = partial(asked, bypassed(quick, accelerate))
+        presets = {name: partial(asked, changed(quick, {accelerate: {"preset": name}})) for name in PRESETS}
         self._methods = [
             Method("dense", "all steps", self._plain),
-            Method("safe_core", "quickstart", partial(asked, quick)),
+            *(Method(name, "quickstart", change) for name, change in presets.items()),
             Method("safe_sw", "four nodes", partial(asked, four)),
         ]
         self.pictures: dict[str, dict[int, np.ndarray]] = {title: {} for title in TITLES}
 
     def measure(self, cell: Cell, shots: Sequence[Shot]) -> list[dict[str, Any]]:
-        """A row a method. The warm-up tells how many dense steps fit into SAFE-Core's time: rounded up, for the rival, but fewer."""
+        """A row a method. The warm-up tells how many full steps fit into the time of `balanced`: rounded up, for the rival, but fewer."""
         warm_up, journal = Journal(), Journal()
         before = [Shot(tuple(held_out_scenes(1, FIRST_SCENE - 1)), (seed,)) for seed in range(WARM_UP_ROUNDS)]
         make_in_turn(self.sample, judge, self._methods, cell, before, warm_up)
-        shares = [record["seconds_over_dense"] for record in warm_up.records(self._methods[1], cell, before[1:])]
+        balanced = next(method for method in self._methods if method.name == RIVALS)
+        shares = [record["seconds_over_dense"] for record in warm_up.records(balanced, cell, before[1:])]
         steps = min(cell.steps - 1, math.ceil(statistics.median(shares) * cell.steps))
-        methods = [*self._methods, Method("fewer_steps", "in the time of safe_core", self._plain, steps / cell.steps)]
+        methods = [*self._methods, Method("fewer_steps", f"in the time of {RIVALS}", self._plain, steps / cell.steps)]
         make_in_turn(self.sample, judge, methods, cell, shots, journal)
         rows = []
         for method in methods:
@@ -142,3 +151,17 @@ def save_pictures(folder: Path, pictures: dict[str, dict[int, np.ndarray]], shot
             sheet.paste(tile.resize((TILE, TILE)), (column * TILE, LINE + row * (TILE + LINE)))
             draw.text((4, LINE + row * (TILE + LINE) + TILE + 3), shot.captions[0], fill="black")
     sheet.save(folder / "sheet.png")
+
+
+def strip_of(pictures: dict[str, dict[int, np.ndarray]], rows: Sequence[dict[str, Any]], seed: int) -> Image.Image:
+    """The pictures of one seed beside each other: above each how it was made, below it the seconds, the median of all prompts."""
+    found = {row["method"].replace("_", " "): row for row in rows}
+    strip = Image.new("RGB", ((TILE + GAP) * len(STRIP) - GAP, TILE + 2 * TEXT), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(TEXT_SIZE)
+    for column, (title, above) in enumerate(STRIP.items()):
+        left, row = column * (TILE + GAP), found[title]
+        tile = Image.fromarray((pictures[title][seed] * 255).round().astype(np.uint8))
+        strip.paste(tile.resize((TILE, TILE)), (left, TEXT))
+        draw.text((left + TILE / 2, TEXT / 2), above, "black", font, "mm")
+        draw.text((left + TILE / 2, TEXT * 1.5 + TILE), f"{row['seconds']:.1f} s, {row['steps']} steps", "black", font, "mm")
+    return strip

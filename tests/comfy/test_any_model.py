@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ..support.families import FAMILIES
+from ..support.families import FAMILIES, Family, configured
 from .test_backbones import TinyFamily
 
 STEPS = 16  # so many that a preset leaves some out
@@ -141,3 +142,21 @@ def test_a_compiled_model_stays_compiled_where_parts_are_not_computed(
     assert torch.equal(found, sample(tiny, model, **changes))
     assert tiny.report().notes[0].startswith("Computed in full, because ") and UNCOMPILED not in tiny.report().notes
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+UNET = {
+    "image_size": 32, "use_spatial_transformer": True, "legacy": False, "in_channels": 4, "out_channels": 4, "model_channels": 32,
+    "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+    "channel_mult": [1, 2], "use_linear_in_transformer": False, "context_dim": 48, "num_heads": 2, "adm_in_channels": None,
+    "use_temporal_attention": False,
+}  # fmt: skip
+
+
+def test_a_unet(comfy: Any) -> None:
+    """What Stable Diffusion 1.5 and SDXL are: no transformer, so it has no tokens that could be computed alone."""
+    unet = TinyFamily(comfy, Family("UNet", partial(configured, "SD15", UNET), (4, 16, 16), 48))
+    runs, found = evaluations(unet, whole(unet))
+    assert unet.report().counts()["skipped"] == STEPS - runs > 0 and torch.isfinite(found).all()
+    assert not torch.equal(found, sample(unet, unet.model))
+    sample(unet, preset(unet, "paper"))
+    assert unet.report().notes[0].endswith("; it runs in full.")

@@ -178,11 +178,12 @@ def test_pictures_beside_the_latent(comfy: Any) -> None:
     assert "the model is given a picture beside the latent" in said
 
 
-def test_the_help_page_names_every_reason(comfy: Any) -> None:
-    page = (PACK_ROOT / "web" / "docs" / "SafeDitAccelerate.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("language", ["en", "zh", "ja"])
+def test_the_help_page_names_every_reason(comfy: Any, language: str) -> None:
+    page = (PACK_ROOT / "web" / "docs" / "SafeDitAccelerate" / f"{language}.md").read_text(encoding="utf-8")
     reasons = [coarse.TOO_SMALL.format(MIN_EDGE), coarse.NO_PICTURE, coarse.PART, coarse.UNKNOWN_LEVELS]
     reasons += comfy.engine("hosts.comfy.coarse").SIZED.values()
-    assert [reason for reason in reasons if f"| {reason} |" not in page] == []
+    assert [reason for reason in reasons if f"\n- `{reason}`" not in page] == []
     text = (PACK_ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8").replace("\n", " ")
     assert "no step is coarse" in text
 

@@ -457,6 +457,22 @@ def test_lora_before_and_after_the_node(tiny: Any, dense: Tensor, lora: str, fir
     assert torch.equal(tiny.sample(tiny.model), dense)
 
 
+@pytest.mark.parametrize(("preset", "kind"), [("balanced", "skipped"), ("express", "coarse")])
+def test_lora_and_presets(tiny: Any, lora: str, preset: str, kind: str) -> None:
+    def with_lora(model: Any) -> Any:
+        return tiny.comfy.execute("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)[0]
+
+    def accelerated(model: Any) -> Any:
+        unused = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "early_refresh": False}
+        return tiny.comfy.execute("SafeDitAccelerate", model=model, preset=preset, **unused)[0]
+
+    changes: dict[str, Any] = {"steps": 16, "size": (64, 64)}
+    found = tiny.sample(accelerated(with_lora(tiny.model)), **changes)
+    assert tiny.report().counts()[kind] > 1 and torch.isfinite(found).all()
+    assert torch.equal(tiny.sample(with_lora(accelerated(tiny.model)), **changes), found)
+    assert not torch.equal(tiny.sample(accelerated(tiny.model), **changes), found)
+
+
 def test_easycache_after_us(tiny: Any) -> None:
     tiny.comfy.load_extra("nodes_easycache.py")
     inputs = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
