@@ -16,6 +16,7 @@ import pytest
 # Comes with mypy, and is what the registry's packer (comfy-cli) reads .comfyignore with.
 from pathspec import GitIgnoreSpec
 
+from devtools.release import listed_by_git, published, write_archive
 from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer
 
 MB = 1e6
@@ -24,7 +25,7 @@ UNPACKED_LIMIT_MB = 21
 WITHOUT_WEIGHTS_LIMIT_MB = 2
 WEIGHTS = "safe_dit_engine/demo/weights/"
 SHIPPED_FOLDERS = {"nodes", "safe_dit_engine", "web", "locales", "workflows", "subgraphs"}
-SHIPPED_FILES = {"__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
+SHIPPED_FILES = {"CHANGELOG.md", "__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
 GUIDES = {"docs/backbones.md", "docs/diffusers.md"}
 FOR_DEVELOPERS = {"benchmarks", "bench", "tests", "devtools", "dev", "training", "train"}
 NODES = {
@@ -36,20 +37,13 @@ START, END = "<!-- pack: written by the tests -->\n", "<!-- end of pack -->"
 AGAIN = "run tests/test_pack.py with SAFE_DIT_WRITE_TABLES=1"
 
 
-def listed_by_git() -> list[str]:
-    """The names of tracked files as git prints them, which is how the packer asks for them."""
-    asked = subprocess.run(["git", "-C", str(PACK_ROOT), "ls-files"], capture_output=True, text=True)
-    assert asked.returncode == 0, f"git is needed, in a clone: the packer asks it which files to pack. It said: {asked.stderr}"
-    return asked.stdout.splitlines()
-
-
 def tracked_files() -> list[str]:
     """Those that are there."""
     return [name for name in listed_by_git() if (PACK_ROOT / name).is_file()]
 
 
 def packed_files() -> list[str]:
-    """The tracked files that .comfyignore leaves."""
+    """The tracked files that .comfyignore leaves, in the packer's own way."""
     lines = [line.strip() for line in (PACK_ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()]
     ignored = GitIgnoreSpec.from_lines(line for line in lines if line and not line.startswith("#"))
     return [name for name in tracked_files() if not ignored.match_file(name)]
@@ -59,9 +53,7 @@ def packed_files() -> list[str]:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive that the registry would offer."""
     path = tmp_path_factory.mktemp("pack") / "node.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in packed_files():
-            target.write(PACK_ROOT / name, name)
+    write_archive(path)
     return path
 
 
@@ -89,6 +81,10 @@ def installed(unpacked: Path) -> Iterator[ComfyServer]:
 
 
 # -- what is inside -------------------------------------------------------------------------------------------------------
+
+
+def test_git_and_the_packer_read_comfyignore_alike() -> None:
+    assert published() == packed_files()
 
 
 def test_everything_a_user_needs_is_inside(inside: dict[str, int]) -> None:
