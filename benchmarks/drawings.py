@@ -13,19 +13,19 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from devtools.templates import FIRST, WORKFLOWS, template
 from safe_dit_engine.cli.options import Parser
 from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import StepKind, plan_steps
 
+from .comfy.workflows import MUTED
 from .command import log
 
-ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS, IMAGES = ROOT / "workflows", ROOT / "docs" / "images"
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 STEPS = 20
 # What the model goes through on its way to the sampler.
 CARRIED = ("MODEL", "GUIDER", "LATENT", "IMAGE", "VIDEO")
-MUTED = 2
 # Titles of the templates that ask for models of one's own, and what they show.
 MODELS = {
     "flux": ("Flux.1 dev", "text to image"),
@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
     icon().save(IMAGES / "icon.png", optimize=True)
     banner().save(IMAGES / "banner.png", optimize=True)
     for name, (title, about) in MODELS.items():
-        workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-        diagram(title, about, list(way(workflow))).save(WORKFLOWS / f"{name}.jpg", quality=88, optimize=True)
+        workflow = json.loads(template(name).read_text(encoding="utf-8"))
+        diagram(title, about, list(way(workflow))).save(template(name).with_suffix(".jpg"), quality=88, optimize=True)
     log.info("Written: icon and banner in %s, %d thumbnails in %s", IMAGES, len(MODELS), WORKFLOWS)
     return 0
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def icon() -> Image.Image:
     """A corner of the picture of *quickstart* over the steps that make it."""
-    picture = Image.open(WORKFLOWS / "quickstart.jpg").convert("RGB").crop((0, 0, 200, 200)).resize((256, 256))
+    picture = Image.open(template(FIRST).with_suffix(".jpg")).convert("RGB").crop((0, 0, 200, 200)).resize((256, 256))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 192, 256, 256), fill=BACK)
     bars(draw, 10, 248, 236, 46, planned())

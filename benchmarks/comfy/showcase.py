@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from devtools.server import PACK_ROOT, ComfyServer, RunResult
+from devtools.server import ComfyServer, RunResult
+from devtools.templates import FIRST, template
 from safe_dit_engine.cli.options import at_least, picture_edge
 from safe_dit_engine.cli.results import environment, markdown_table
 
@@ -67,7 +68,7 @@ class Showcase:
     def __init__(self, server: ComfyServer) -> None:
         self._server = server
         info = server.get_json("/object_info")
-        quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
+        quick, four = (load_prompt(template(name), info) for name in (FIRST, "four-nodes"))
         self._plain = partial(asked, bypassed(quick, find(quick, "SafeDitAccelerate")))
         self._methods = [
             Method("dense", "all steps", self._plain),

@@ -23,7 +23,7 @@ from devtools.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, Run
 
 from ..support.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
 from .conftest import Frontend, read_workflow
-from .graphs import REPORT, SAVE, UNKNOWN, files, kept_by_node, overlapping, part_of, saved_pixels
+from .graphs import MUTED, REPORT, SAVE, TITLE, UNKNOWN, covers, files, id_of, kept_by_node, overlapping, part_of, saved_pixels
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -116,6 +116,10 @@ def test_file_is_clean(name: str) -> None:
     assert workflow["version"] == 0.4
     assert not workflow["extra"]
     assert any(node["type"] == "MarkdownNote" and node["title"] == "Try this" for node in workflow["nodes"])
+    (group,) = workflow["groups"]
+    left, top, width, height = group["bounding"]
+    inside = [node for node in workflow["nodes"] if covers((left, top + TITLE, width, height - TITLE), (*node["pos"], *node["size"]))]
+    assert group["title"] == "Compare" and inside == [node for node in workflow["nodes"] if node["mode"] == MUTED]
     for node in workflow["nodes"]:
         wanted = {value for value in node.get("widgets_values", ()) if str(value).endswith(".safetensors")}
         models = node["properties"].get("models", [])
@@ -149,12 +153,14 @@ def test_every_input_of_the_pack_is_used(server: ComfyServer) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A workflow in the frontend: nodes it does not know, errors, the graph as it would be saved and as it would be queued."""
+    """A workflow in the frontend: nodes it does not know, errors, the graph as it would be saved and as it would be queued, and so again
+    once its group *Compare* is switched on."""
 
     unknown: list[str]
     errors: list[str]
     saved: dict[str, Any]
     prompt: Prompt
+    compared: Prompt
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +173,18 @@ def opened(kept_frontend: Frontend) -> dict[tuple[str, str], Opened]:
             before = len(kept_frontend.errors)
             kept_frontend.load_file(name)
             kept_frontend.page.wait_for_timeout(400)
-            unknown = kept_frontend.page.evaluate(UNKNOWN)
-            found[name, renderer] = Opened(unknown, kept_frontend.errors[before:], kept_frontend.serialize(), kept_frontend.prompt())
+            unknown, saved, prompt = kept_frontend.page.evaluate(UNKNOWN), kept_frontend.serialize(), kept_frontend.prompt()
+            switch_on(kept_frontend)
+            found[name, renderer] = Opened(unknown, kept_frontend.errors[before:], saved, prompt, kept_frontend.prompt())
     return found
+
+
+def switch_on(frontend: Frontend) -> None:
+    """What the note says: the nodes of the group, selected, and Ctrl+M."""
+    frontend.page.evaluate("(muted) => app.canvas.selectItems(app.graph.nodes.filter((node) => node.mode === muted))", MUTED)
+    frontend.page.locator("#graph-canvas").focus()
+    frontend.page.keyboard.press("Control+m")
+    frontend.page.wait_for_function("(muted) => app.graph.nodes.every((node) => node.mode !== muted)", arg=MUTED)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -192,10 +207,9 @@ def test_video_runs_in_the_page(kept_frontend: Frontend, errors_without_us: froz
     kept_frontend.set_widgets(**SMALL, steps=STEPS, preset="paper")
     run = kept_frontend.queue()
     assert run.ended == "execution_success", run.detail
-    (sampler,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "KSampler")
+    sampler = id_of(workflow, "KSampler")
     assert [(message["sampler"], message["w"], message["h"]) for message in run.steps][-1] == (sampler, 12, 16)
     pictures = {node["type"]: run.outputs.get(str(node["id"]), {}).get("images", []) for node in workflow["nodes"]}
-    assert len(pictures["PreviewImage"]) == 2
     assert [picture["filename"].endswith(".mp4") for picture in pictures["SaveVideo"]] == [True]
     kept_frontend.page.wait_for_timeout(1000)
     assert overlapping(kept_frontend.serialize()) == []
@@ -292,7 +306,8 @@ def node_of(prompt: Mapping[str, Any], class_type: str) -> str:
 
 @pytest.fixture(scope="module")
 def gallery(opened: dict[tuple[str, str], Opened], server: ComfyServer) -> Gallery:
-    return Gallery(server, {name: opened[name, "classic"].prompt for name in NAMES})
+    shipped = {name: opened[name, "classic"].prompt for name in NAMES}
+    return Gallery(server, shipped | {f"{name}, compared": opened[name, "classic"].compared for name in NAMES})
 
 
 def assert_record(run: Finished, expected: Expected, kinds: dict[str, int], notes: tuple[str, ...] = ()) -> None:
@@ -333,6 +348,17 @@ def test_selective_steps_and_identity(gallery: Gallery, name: str) -> None:
     assert selective.pixels.shape == plain.shape and not np.array_equal(selective.pixels, plain)
     full = gallery.run(name, steps=STEPS, preset="custom", refresh_interval=1)
     assert np.array_equal(full.pixels, plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compare_shows_the_full_run(gallery: Gallery, name: str) -> None:
+    """The Report gets two pictures: ours, and the one of the graph without the pack, bit for bit."""
+    assert "dense" not in gallery.prompts[name][node_of(gallery.prompts[name], REPORT)]["inputs"]
+    run = gallery.run(f"{name}, compared", steps=STEPS)
+    ours, full = run.result.output(node_of(run.prompt, REPORT))["safe_dit_pictures"]
+    shown = [saved_pixels(gallery.server, {REPORT: {"images": [picture]}}, REPORT) for picture in (ours, full)]
+    assert np.array_equal(shown[0], run.pixels[0])
+    assert np.array_equal(shown[1], gallery.run(name, bypassed=True, steps=STEPS).pixels[0])
 
 
 def test_the_control_image_acts_in_selective_steps(gallery: Gallery) -> None:
