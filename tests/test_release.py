@@ -100,6 +100,8 @@ def test_workflows_run_commands_that_there_are(path: Path) -> None:
     assert workflow["name"] == path.stem and workflow[True] and workflow["permissions"] == {"contents": "read"}
     ours = [line.split()[2] for line in commands_of(workflow) if line.startswith("python dev.py ")]
     assert ours and set(ours) <= set(COMMANDS)
+    named = re.findall(r"tests/\S+\.py", path.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_tests_run_on_three_systems_with_three_versions() -> None:
