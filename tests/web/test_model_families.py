@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.comfy.in_process import import_comfyui
 from devtools.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, RunResult, comfyui_path
+from safe_dit_engine.steps import coarse
 
 from ..support.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
 from .conftest import Frontend, read_workflow
@@ -66,9 +67,10 @@ class Expected:
         return active / (tokens + self.text)
 
 
-FEW_STEPS = (
-    "Every step is computed, so nothing is saved: with 8 steps they lie so far apart that leaving one out may cost more than "
-    "asking for fewer."
+# Its preset has coarse steps, for which these pictures are too small.
+EXPRESS = (
+    f"No step is coarse, because {coarse.TOO_SMALL.format(coarse.MIN_EDGE)}.",
+    "Every step is computed, so nothing is saved: the settings leave no step for it.",
 )
 TWENTY = {"warmup": 4, "skipped": 10, "refresh": 6}
 # Selective steps whatever the noise schedule and the sampler of a graph.
@@ -83,7 +85,7 @@ EXPECTED = {
     "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "refresh": 6}, masks=""),
     "sd35": Expected("SD3", TWENTY),
     "controlnet": Expected("SD3", {"warmup": 4, "skipped": 17, "refresh": 11}),
-    "z-image": Expected("NextDiT", {"warmup": 3, "refresh": 5}, text=96, notes=(FEW_STEPS,)),  # padded to a multiple of 32
+    "z-image": Expected("NextDiT", {"warmup": 1, "refresh": 7}, text=96, notes=EXPRESS),  # padded to a multiple of 32
     "qwen-image": Expected("Qwen-Image", TWENTY),
     "lens": Expected("Lens", TWENTY, masks="20 of 20 attention calls carried a mask: 20 elided"),
     "wan-video": Expected("Wan", {"warmup": 4, "skipped": 16, "refresh": 10}, text=0, frames=2),
@@ -359,6 +361,15 @@ def test_compare_shows_the_full_run(gallery: Gallery, name: str) -> None:
     shown = [saved_pixels(gallery.server, {REPORT: {"images": [picture]}}, REPORT) for picture in (ours, full)]
     assert np.array_equal(shown[0], run.pixels[0])
     assert np.array_equal(shown[1], gallery.run(name, bypassed=True, steps=STEPS).pixels[0])
+
+
+def test_eight_steps_save_what_the_note_says(gallery: Gallery) -> None:
+    """The notes of z-image: express computes less, the presets that keep the picture compute all, and at 20 steps leave out 7."""
+    large = {"width": 512, "height": 512}
+    assert gallery.run("z-image", **large).kinds == {"coarse": 2, "warmup": 1, "skipped": 3, "refresh": 2}
+    for preset in ("quality", "draft"):
+        assert "skipped" not in gallery.run("z-image", preset=preset).kinds
+    assert gallery.run("z-image", preset="balanced", steps=20).kinds["skipped"] == 7
 
 
 def test_the_control_image_acts_in_selective_steps(gallery: Gallery) -> None:
