@@ -6,7 +6,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from .command import log
+from devtools.server import ServerError
+from safe_dit_engine.cli.options import entry
+
+from .command import Wrong, log
 
 # Module and function of each.
 BENCHES = {
@@ -14,6 +17,7 @@ BENCHES = {
     "cost": ".comfy.cost:main",
     "diffusers-fidelity": ".diffusers.fidelity:main",
     "distil": ".demo_model.distil:main",
+    "drawings": ".drawings:main",
     "few-steps": ".comfy.samplers:few_steps",
     "fidelity": ".comfy.fidelity:main",
     "masktax": ".masktax:main",
@@ -27,16 +31,37 @@ BENCHES = {
 }
 
 
+# What each does, in a line.
+ABOUT = {
+    "backbones": "tables of the model families, and what their caches take; nothing runs",
+    "cost": "what a selective step costs beside a full one",
+    "diffusers-fidelity": "who stays closer to the full run at the same time, in diffusers",
+    "drawings": "draw icon, banner and the thumbnails that are diagrams",
+    "few-steps": "presets at 6 to 30 steps, beside as many full steps",
+    "fidelity": "who stays closer to the full run at the same time, in ComfyUI",
+    "masktax": "what an attention mask costs that changes nothing",
+    "quality": "how good pictures are that differ from the full run on purpose",
+    "samplers": "presets with every sampler of ComfyUI, beside as many full steps",
+    "showcase": "`dev.py demo`: the shipped workflows in full and accelerated, pictures and a table",
+    "speed": "seconds and memory of the model families in diffusers, random weights",
+    "study": "a blind study of two folders of pictures: the page, and what its votes say",
+    "train": "train the demo model, or judge its weights",
+}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the bench that `argv[0]` names; its exit code."""
-    if not argv or argv[0] not in BENCHES:
-        given = f"`{argv[0]}` is no bench" if argv else "no bench was named"
-        sys.stderr.write(f"benchmarks: {given}; use one of {', '.join(BENCHES)}.\n")
-        return 2
+    name = entry("benchmarks", "python -m benchmarks NAME ...: what was measured, and how to measure it again.", ABOUT, argv)
+    if isinstance(name, int):
+        return name
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    module, function = BENCHES[argv[0]].split(":")
-    return int(getattr(importlib.import_module(module, __package__), function)(list(argv[1:])))
+    module, function = BENCHES[name].split(":")
+    try:
+        return int(getattr(importlib.import_module(module, __package__), function)(list(argv[1:])))
+    except (Wrong, ServerError) as error:
+        log.error("%s: %s", name, error)
+        return 2
 
 
 if __name__ == "__main__":

@@ -6,23 +6,39 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safe_dit_engine.cli.options import Parser, device
+from safe_dit_engine.cli.time_left import TimeLeft
 
 # The one logger of all benches; `python -m benchmarks` shows it.
 log = logging.getLogger("safe_dit.bench")
 
 
+class Wrong(ValueError):
+    """What is asked for cannot be done; the message is one sentence that says why."""
+
+
 def parser_of(name: str, about: str | None, small: str, seed: str = "noise seed of the first picture") -> argparse.ArgumentParser:
     """A command line with the options that every bench has; `small` says what `--small` leaves."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=about)
-    parser.add_argument("--out", type=Path, default=Path("output") / name)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser = Parser(f"python -m benchmarks {name}", about)
+    parser.add_argument("--out", type=Path, default=Path("output") / name, help="folder for results")
+    parser.add_argument("--device", type=device, choices=["cpu", "cuda"], default="cpu", help="what to measure on")
     parser.add_argument("--small", action="store_true", help=small)
     parser.add_argument("--seed", type=int, default=0, help=seed)
     return parser
+
+
+def in_turn(cells: Sequence[Any], work: Sequence[float]) -> Iterator[Any]:
+    """The cells of a measurement one after the other; in between, how far all of them are. `work`: how long each takes, in any unit."""
+    progress = TimeLeft("all cells", log.info)
+    for number, cell in enumerate(cells, 1):
+        yield cell
+        if number < len(cells):
+            progress.tell(sum(work[:number]), sum(work[number:]))
 
 
 def rounded(value: Any, name: str = "") -> Any:

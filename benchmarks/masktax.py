@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from safe_dit_engine.cli.options import at_least
 from safe_dit_engine.cli.results import Row, environment, markdown_table
 from safe_dit_engine.hosts.comfy.attention import AttentionOverride
 from safe_dit_engine.masks.ledger import MaskLedger
 from safe_dit_engine.masks.sdpa import kernel_of, sdpa
 
-from .command import log, panels, parser_of, save
+from .command import in_turn, log, panels, parser_of, save
 
 Call = Callable[[], Tensor]
 Times = dict[str, list[float]]
@@ -100,7 +101,8 @@ def main(argv: Sequence[str]) -> int:
     """Measure every cell in turn, write what is there after each, log the summary."""
     arguments = parse(argv)
     machine, rows = environment(arguments.device), Rows()
-    for dtype, head_dim, tokens in itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens):
+    cells = list(itertools.product(arguments.dtypes, arguments.head_dims, arguments.tokens))
+    for dtype, head_dim, tokens in in_turn(cells, [1.0] * len(cells)):
         rows += measure(Cell(tokens, head_dim, dtype, arguments.heads, arguments.device), arguments)
         publish(arguments.out, machine, rows)
     log.info(summary_table(rows))
@@ -110,11 +112,12 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = parser_of(NAME, __doc__, "1,024 and 4,096 tokens, head dims 64 and 72, one dtype", "of queries, keys and values")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 72, 80, 128])
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=25, help="at most; fewer where calls are long")
-    parser.add_argument("--mask-gib", type=float, help="leave out cells whose mask, written out, would be larger")
+    tokens, dims = [512, 1024, 2048, 4096, 8192, 16384], [64, 72, 80, 128]
+    parser.add_argument("--tokens", type=at_least(8), nargs="+", default=tokens, help="queries, and keys")
+    parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=dims, help="width of a head")
+    parser.add_argument("--heads", type=at_least(1), default=8, help="how many heads")
+    parser.add_argument("--rounds", type=at_least(1), default=25, help="at most; fewer where calls are long")
+    parser.add_argument("--mask-gib", type=at_least(0, float), help="leave out cells whose mask, written out, would be larger")
     arguments = parser.parse_args(argv)
     arguments.dtypes = DTYPES[arguments.device]
     if arguments.mask_gib is None:

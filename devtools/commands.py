@@ -5,8 +5,11 @@
     python3 dev.py demo [ARGS]     make the showcase: pictures, timings, plots
     python3 dev.py serve [ARGS]    start ComfyUI with this pack and open it in a browser
     python3 dev.py run ARGS...     run `python ARGS` inside the environment
+    python3 dev.py archive [FILE]  write the archive that the Comfy registry would offer, and list what is inside
+    python3 dev.py address URL [TAG]
+                                   write the repository's address into pyproject.toml; TAG must be that of this version
 
-Each command sets up what it needs first: a virtual environment with PyTorch and ComfyUI's requirements, and ComfyUI's
+The first five set up what it needs first: a virtual environment with PyTorch and ComfyUI's requirements, and ComfyUI's
 source. Both live outside the clone and are shared by all clones, because they take about 6 GB.
 
 Settings, all optional, are environment variables:
@@ -27,6 +30,7 @@ from pathlib import Path
 from .browser import ensure_browser
 from .environment import Environment, setup
 from .messages import SetupError, say
+from .release import NAME, version, write_address, write_archive
 
 ROOT = Path(__file__).resolve().parents[1]
 # A whole run: two workers, a file at a time, so that what a file's tests share is made once; tensors that small are slower on two threads.
@@ -93,12 +97,36 @@ def command_run(args: Sequence[str]) -> int:
     return hand_over(setup(), args)
 
 
+def command_archive(args: Sequence[str]) -> int:
+    """`archive`: what would be published, file by file."""
+    if len(args) > 1:
+        raise SetupError(f"`archive` takes the file to write and nothing else, but got {' '.join(args)}.")
+    path = Path(args[0] if args else f"output/{NAME}-{version()}.zip")
+    inside = write_archive(path)
+    for entry in inside:
+        print(f"{entry.file_size:>9} {entry.filename}")  # noqa: T201
+    unpacked, packed = sum(entry.file_size for entry in inside), path.stat().st_size
+    say(f"{path}: {len(inside)} files, {packed / 1e6:.1f} MB to download, {unpacked / 1e6:.1f} MB unpacked")
+    return 0
+
+
+def command_address(args: Sequence[str]) -> int:
+    """`address`: where the repository is, before a version is published."""
+    if len(args) not in (1, 2):
+        raise SetupError("`address` needs the repository's address, and may get the version's tag: dev.py address https://... v1.0.0.")
+    write_address(*args)
+    say(f"pyproject.toml: {args[0] or 'no address'}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "setup": command_setup,
     "test": command_test,
     "demo": command_demo,
     "serve": command_serve,
     "run": command_run,
+    "archive": command_archive,
+    "address": command_address,
 }
 
 

@@ -10,16 +10,15 @@ import urllib.parse
 import webbrowser
 from collections.abc import Sequence
 
-from .server import PACK_NAME, PACK_ROOT, ComfyServer, ServerError
-
-WORKFLOWS = PACK_ROOT / "workflows"
+from .server import PACK_NAME, ComfyServer, ServerError
+from .templates import FIRST, WORKFLOWS, template
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own arguments, and the rest, which goes to ComfyUI."""
     about = "Start ComfyUI with SAFE-DiT. Unknown arguments go to ComfyUI, for example --extra-model-paths-config FILE."
     parser = argparse.ArgumentParser(prog="serve", description=about)
-    parser.add_argument("--workflow", default="quickstart", help="which of the pack's workflows to open (default: %(default)s)")
+    parser.add_argument("--workflow", default=FIRST, help="which of the pack's workflows to open (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser.parse_known_args(argv)
@@ -27,9 +26,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def start_url(server: ComfyServer, workflow: str) -> str:
     """The address that opens `workflow` from the pack's templates, or the plain one when there is no such workflow."""
-    if not (WORKFLOWS / f"{workflow}.json").is_file():
+    if not template(workflow).is_file():
         return server.url
-    return f"{server.url}/?" + urllib.parse.urlencode({"template": workflow, "source": PACK_NAME})
+    return f"{server.url}/?" + urllib.parse.urlencode({"template": template(workflow).stem, "source": PACK_NAME})
 
 
 def serve(server: ComfyServer, workflow: str, open_browser: bool) -> None:

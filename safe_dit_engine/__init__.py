@@ -3,5 +3,3 @@
 The engine is headless: it needs PyTorch and NumPy only, and knows no framework outside `hosts/`.
 Importing this package loads nothing; import the module you need.
 """
-
-__version__ = "0.1.0"

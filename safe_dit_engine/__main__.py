@@ -5,18 +5,22 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .cli.options import entry
+
 TOOLS = {
     "generate": ".cli.generate",
+}
+ABOUT = {
+    "generate": "pictures by a `diffusers` pipeline, accelerated, and with --compare in full beside",
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the tool that `argv[0]` names; its exit code."""
-    if not argv or argv[0] not in TOOLS:
-        given = f"`{argv[0]}` is not a tool" if argv else "no tool was named"
-        sys.stderr.write(f"safe_dit_engine: {given}; use one of {', '.join(TOOLS)}.\n")
-        return 2
-    tool = importlib.import_module(TOOLS[argv[0]], __package__)
+    name = entry("safe_dit_engine", "python -m safe_dit_engine TOOL ...: SAFE-DiT without ComfyUI.", ABOUT, argv)
+    if isinstance(name, int):
+        return name
+    tool = importlib.import_module(TOOLS[name], __package__)
     return int(tool.main(list(argv[1:])) or 0)
 
 

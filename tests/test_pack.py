@@ -3,20 +3,24 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pytest
 
 # Comes with mypy, and is what the registry's packer (comfy-cli) reads .comfyignore with.
 from pathspec import GitIgnoreSpec
 
+from benchmarks.comfy.workflows import changed, find, load_prompt
+from devtools.release import listed_by_git, published, write_archive
 from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer
+from devtools.templates import FIRST, template
+from safe_dit_engine.steps.plan import StepKind
 
 MB = 1e6
 ARCHIVE_LIMIT_MB = 15
@@ -24,7 +28,7 @@ UNPACKED_LIMIT_MB = 21
 WITHOUT_WEIGHTS_LIMIT_MB = 2
 WEIGHTS = "safe_dit_engine/demo/weights/"
 SHIPPED_FOLDERS = {"nodes", "safe_dit_engine", "web", "locales", "workflows", "subgraphs"}
-SHIPPED_FILES = {"__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
+SHIPPED_FILES = {"CHANGELOG.md", "__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
 GUIDES = {"docs/backbones.md", "docs/diffusers.md"}
 FOR_DEVELOPERS = {"benchmarks", "bench", "tests", "devtools", "dev", "training", "train"}
 NODES = {
@@ -36,20 +40,13 @@ START, END = "<!-- pack: written by the tests -->\n", "<!-- end of pack -->"
 AGAIN = "run tests/test_pack.py with SAFE_DIT_WRITE_TABLES=1"
 
 
-def listed_by_git() -> list[str]:
-    """The names of tracked files as git prints them, which is how the packer asks for them."""
-    asked = subprocess.run(["git", "-C", str(PACK_ROOT), "ls-files"], capture_output=True, text=True)
-    assert asked.returncode == 0, f"git is needed, in a clone: the packer asks it which files to pack. It said: {asked.stderr}"
-    return asked.stdout.splitlines()
-
-
 def tracked_files() -> list[str]:
     """Those that are there."""
     return [name for name in listed_by_git() if (PACK_ROOT / name).is_file()]
 
 
 def packed_files() -> list[str]:
-    """The tracked files that .comfyignore leaves."""
+    """The tracked files that .comfyignore leaves, in the packer's own way."""
     lines = [line.strip() for line in (PACK_ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()]
     ignored = GitIgnoreSpec.from_lines(line for line in lines if line and not line.startswith("#"))
     return [name for name in tracked_files() if not ignored.match_file(name)]
@@ -59,9 +56,7 @@ def packed_files() -> list[str]:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive that the registry would offer."""
     path = tmp_path_factory.mktemp("pack") / "node.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in packed_files():
-            target.write(PACK_ROOT / name, name)
+    write_archive(path)
     return path
 
 
@@ -89,6 +84,10 @@ def installed(unpacked: Path) -> Iterator[ComfyServer]:
 
 
 # -- what is inside -------------------------------------------------------------------------------------------------------
+
+
+def test_git_and_the_packer_read_comfyignore_alike() -> None:
+    assert published() == packed_files()
 
 
 def test_everything_a_user_needs_is_inside(inside: dict[str, int]) -> None:
@@ -214,36 +213,22 @@ def test_the_unpacked_archive_has_all_nodes(installed: ComfyServer, unpacked: Pa
     assert {path.stem for path in (unpacked / "workflows").glob("*.json")} == set(installed.get_json("/workflow_templates")[PACK_NAME])
     scripts = [path for path in installed.get_json("/extensions") if path.startswith(f"/extensions/{PACK_NAME}/")]
     assert len(scripts) == len(list((unpacked / "web").rglob("*.js")))
-    assert [line for line in installed.log().splitlines() if PACK_NAME in line and ("FAILED" in line or "Error" in line)] == []
 
 
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    """One node of the API format."""
-    return {"class_type": class_type, "inputs": inputs}
+def test_quickstart_runs_from_the_unpacked_archive(installed: ComfyServer, unpacked: Path) -> None:
+    """As it is shipped but for size and steps: with the demo model it came with, and with steps left out."""
+    prompt = load_prompt(unpacked / "workflows" / template(FIRST).name, installed.get_json("/object_info"))
+    small = {find(prompt, "EmptySD3LatentImage"): {"width": 256, "height": 256}, find(prompt, "KSampler"): {"steps": 16}}
+    result = installed.run(changed(prompt, small))
+    (image,) = result.output(find(prompt, "SaveImage"))["images"]
+    assert installed.view(**image)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "".join(StepKind(step["kind"]).letter for step in result.steps) == "wwww-r-r--r--r-r"
 
 
-def drawing() -> dict[str, dict[str, Any]]:
-    """A prompt with the demo model, Accelerate and Report."""
-    values = {"seed": 1, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    custom = {"keep_ratio": 0.5, "refresh_interval": 4, "warmup_steps": 2, "forecast": 0.5, "early_refresh": False}  # asked for, not used
-    links = {"model": ["safe", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["latent", 0]}
-    return {
-        "model": node("SafeDitDemoModel"),
-        "safe": node("SafeDitAccelerate", model=["model", 0], preset="balanced", **custom),
-        "text": node("CLIPTextEncode", clip=["model", 1], text="a red circle on a blue background"),
-        "latent": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
-        "sampler": node("KSampler", **links, **values),
-        "report": node("SafeDitReport", latent=["sampler", 0]),
-        "decode": node("VAEDecode", samples=["report", 0], vae=["model", 2]),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix="pack"),
-    }
-
-
-def test_the_unpacked_archive_draws(installed: ComfyServer) -> None:
-    """With the demo model it came with, and with steps left out."""
-    result = installed.run(drawing())
-    assert [installed.view(**image)[:8] for image in result.images()] == [b"\x89PNG\r\n\x1a\n"]
-    assert {"refresh", "skipped"} <= {step["kind"] for step in result.steps}
+def test_comfyui_has_nothing_to_say_against_the_pack(installed: ComfyServer) -> None:
+    """No warning on the folder of templates, on nodes or on files."""
+    lines = [line for line in installed.log().splitlines() if PACK_NAME in line]
+    assert [line for line in lines if re.search("warn|deprecat|renam|fail|error", line, re.IGNORECASE)] == []
 
 
 def test_the_command_line_starts_from_the_unpacked_archive(unpacked: Path) -> None:

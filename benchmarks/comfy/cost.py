@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from safe_dit_engine.cli.options import at_least
 from safe_dit_engine.cli.results import environment, markdown_table
 from safe_dit_engine.report import StepRecord
 from safe_dit_engine.steps.plan import ScheduleConfig, StepKind
 from safe_dit_engine.tokens.partition import PartitionConfig
 
-from ..command import log, parser_of, save
+from ..command import in_turn, log, parser_of, save
 from ..demo_model.scenes import held_out_scenes
 from ..measure.in_turn import Cell, Journal, Record, Shot, make_in_turn
 from ..measure.methods import Method
@@ -50,11 +51,12 @@ class Timed(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Measure, log the table, write JSON and Markdown."""
     parser = parser_of(NAME, __doc__, "1,024 image tokens only")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=at_least(1), default=8, help="runs of each way")
     arguments = parser.parse_args(argv)
     import_comfyui(arguments.device)
     bench, sizes = Bench(arguments.device), (512,) if arguments.small else (512, 768)
-    rows = [measure(bench, size, keep, arguments.rounds, arguments.seed) for size in sizes for keep in KEEP_RATIOS]
+    cells = in_turn(list(itertools.product(sizes, KEEP_RATIOS)), [size**2 for size in sizes for _ in KEEP_RATIOS])
+    rows = [measure(bench, size, keep, arguments.rounds, arguments.seed) for size, keep in cells]
     table = markdown_table(rows, COLUMNS)
     save(arguments.out, NAME, {"environment": environment(arguments.device), "rows": rows}, table)
     log.info(table)

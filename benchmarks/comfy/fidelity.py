@@ -25,7 +25,7 @@ from ..measure.methods import Change, Method, Place, at_our_steps, fewer_steps, 
 from ..measure.pareto import AT_OUR_STEPS
 from ..measure.whole_steps import reuse_whole_steps
 from .bench import Bench
-from .in_process import import_comfyui
+from .in_process import import_comfyui, known_samplers
 
 CAPTION = """\
 `seconds` is the median time of the sampler, `seconds_over_dense` the median ratio to the dense run of the same prompt and seed.
@@ -171,6 +171,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     methods = named(sweep() if arguments.sweep else chosen(), arguments.methods)
     import_comfyui(arguments.device)
+    known_samplers(arguments.samplers)
     run(arguments, Bench(arguments.device).sample, [DENSE, *methods])
     return 0
 
@@ -178,6 +179,6 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = options("fidelity", __doc__, CAPTION)
-    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"])
+    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"], help="ComfyUI's names")
     parser.add_argument("--sweep", action="store_true", help="every setting of every method, not only the chosen ones")
     return read(parser, argv)

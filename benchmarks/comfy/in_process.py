@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from devtools.server import ServerError, comfyui_path
+
+from ..command import Wrong
 
 
 def import_comfyui(device: str = "cpu", base: Path | None = None) -> ModuleType:
@@ -24,3 +27,12 @@ def import_comfyui(device: str = "cpu", base: Path | None = None) -> ModuleType:
     if Path(str(nodes.__file__)).parent != path:
         raise ServerError(f"`import nodes` gave {nodes.__file__} instead of ComfyUI's: import no `nodes` before this.")
     return nodes
+
+
+def known_samplers(names: Sequence[str]) -> None:
+    """Wrong where ComfyUI, imported before, has no sampler of a name."""
+    from comfy.samplers import SAMPLER_NAMES
+
+    for name in names:
+        if name not in SAMPLER_NAMES:
+            raise Wrong(f"`{name}` is no sampler; use {', '.join(SAMPLER_NAMES)}.")

@@ -8,19 +8,19 @@ the kernel distance is trained first (`classifier.pt`), in a few minutes.
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from safe_dit_engine.cli.options import at_least
 from safe_dit_engine.cli.results import environment, markdown_table
 from safe_dit_engine.presets import at_speedup
 
 from ..command import log, panels, rounded, save
 from ..demo_model.classifier import Classifier, trained
-from ..measure import closeness
+from ..measure import closeness, fidelity
 from ..measure.distances import distance_of, mean_of, pair_terms
 from ..measure.fidelity import Rows, asked_of, options, read, shots_of
 from ..measure.in_turn import Cell, Journal, Make, Record, Sample, Shot, make_in_turn
@@ -29,7 +29,7 @@ from ..measure.pareto import CELL, OURS, cells_of
 from ..measure.whole_steps import spread_out
 from .bench import Bench
 from .fidelity import DENSE, cached, configured, reused, unchanged
-from .in_process import import_comfyui
+from .in_process import import_comfyui, known_samplers
 
 NAME, FEW = "quality", 4
 # Figures with an interval, and what the plot calls those it shows.
@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     chosen = named(methods(arguments.speedups), arguments.methods)
     import_comfyui(arguments.device)
+    known_samplers(arguments.samplers)
     run(arguments, Bench(arguments.device).sample, [DENSE, *chosen], trained(arguments.out))
     return 0
 
@@ -100,14 +101,14 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = parser_of_quality(NAME, __doc__)
-    parser.add_argument("--speedups", type=float, nargs="+", default=SPEEDUPS, help="where each method is tried (default: %(default)s)")
+    parser.add_argument("--speedups", type=at_least(1, float), nargs="+", default=SPEEDUPS, help="where each method is tried")
     return read_small(parser, argv)
 
 
 def parser_of_quality(name: str, about: str | None) -> argparse.ArgumentParser:
     """Options of the benches that judge pictures as this one does."""
     parser = options(name, about, CAPTION, small=f"512 px, 20 steps, euler, {FEW} prompts")
-    parser.add_argument("--samplers", nargs="+")
+    parser.add_argument("--samplers", nargs="+", help="ComfyUI's names")
     parser.set_defaults(samplers=["euler", "dpmpp_2m"], prompts=64, seeds=1, sizes=[512], steps=[20], cost="rows_computed_share")
     return parser
 
@@ -125,8 +126,8 @@ def run(arguments: argparse.Namespace, make: Make, chosen: Sequence[Method], cla
     machine = environment(arguments.device)
     journal = Journal(arguments.out / f"{arguments.name}.jsonl", machine, arguments.resume)
     shots, rows = shots_of(arguments), Rows()
-    for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
-        found = measure(make, classifier, chosen, Cell(*parts), shots, journal)
+    for cell in fidelity.cells_of(arguments):
+        found = measure(make, classifier, chosen, cell, shots, journal)
         rows += [{**row, **asked_of(arguments)} for row in found]
         publish(arguments, machine, rows)
     return rows

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
+from safe_dit_engine.cli.options import at_least
 from safe_dit_engine.cli.results import environment, markdown_table, psnr_db
 from safe_dit_engine.presets import PRESETS
 
-from ..command import parser_of, rounded, save
+from ..command import in_turn, parser_of, rounded, save
 from ..demo_model.scenes import held_out_scenes, scene_from_seed
 from ..measure.closeness import EQUAL_DB
 from ..measure.fidelity import TUNING_SEED
@@ -25,7 +26,7 @@ from ..measure.in_turn import Cell, Journal, Record, Sample, Shot, make_in_turn
 from ..measure.methods import Method
 from .bench import CFG, NODE, SCHEDULER, Bench
 from .fidelity import DENSE, configured, unchanged
-from .in_process import import_comfyui
+from .in_process import import_comfyui, known_samplers
 
 NAME, FEW_STEPS = "samplers", "few-steps"
 SIZE = 256
@@ -49,12 +50,14 @@ def main(argv: Sequence[str], name: str = NAME) -> int:
     """Measure, write JSON and Markdown."""
     arguments = parse(argv, name)
     import_comfyui(arguments.device)
+    known_samplers(arguments.samplers)
     from comfy.samplers import SAMPLER_NAMES
 
     bench, path = Samplers(arguments), arguments.out / f"{name}.json"
     caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=SCHEDULER, equal=EQUAL_DB)
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if arguments.resume and path.is_file() else []
-    for sampler, steps in itertools.product(arguments.samplers or SAMPLER_NAMES, arguments.steps):
+    cells = list(itertools.product(arguments.samplers or SAMPLER_NAMES, arguments.steps))
+    for sampler, steps in in_turn(cells, [count for _, count in cells]):
         there = {row["preset"] for row in rows if (row["sampler"], row["shift"], row["steps"]) == (sampler, arguments.shift, steps)}
         missing = [preset for preset in arguments.presets if preset not in there]
         if missing:
@@ -76,11 +79,13 @@ def parse(argv: Sequence[str], name: str) -> argparse.Namespace:
     parser = parser_of(name, __doc__, "2 scenes, 8 and 20 steps")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="scenes the plan was made on, or others")
     parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"] if few else [], help="default: all that ComfyUI offers")
-    parser.add_argument("--presets", nargs="+", choices=list(KEEPING), default=list(KEEPING), metavar="NAME")
-    parser.add_argument("--steps", nargs="+", type=int, default=[6, 8, 10, 12, 15, 16, 20, 30] if few else [6, 8, 12, 20])
-    parser.add_argument("--shift", type=float, default=2.0, help="of the noise schedule; the model's own is 2")
-    parser.add_argument("--scenes", type=int, default=12 if few else 3)
-    parser.add_argument("--seeds", type=int, default=2 if few else 1, help="pictures of each scene")
+    keeping = list(KEEPING)
+    parser.add_argument("--presets", nargs="+", choices=keeping, default=keeping, metavar="NAME", help="only these")
+    steps = [6, 8, 10, 12, 15, 16, 20, 30] if few else [6, 8, 12, 20]
+    parser.add_argument("--steps", nargs="+", type=at_least(1), default=steps, help="sampling steps")
+    parser.add_argument("--shift", type=at_least(0.01, float), default=2.0, help="of the noise schedule; the model's own is 2")
+    parser.add_argument("--scenes", type=at_least(2), default=12 if few else 3, help="how many captions")
+    parser.add_argument("--seeds", type=at_least(1), default=2 if few else 1, help="pictures of each scene")
     parser.add_argument("--resume", action="store_true", help="keep the cells that DIR has")
     arguments = parser.parse_args(argv)
     if arguments.small:

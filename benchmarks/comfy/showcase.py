@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from devtools.server import PACK_ROOT, ComfyServer, RunResult
+from devtools.server import ComfyServer, RunResult
+from devtools.templates import FIRST, template
+from safe_dit_engine.cli.options import at_least, picture_edge
 from safe_dit_engine.cli.results import environment, markdown_table
 
 from ..command import log, parser_of, rounded, save
@@ -45,12 +47,13 @@ def main(argv: Sequence[str]) -> int:
     """Run, write pictures, sheet and report."""
     parser = parser_of("showcase", __doc__, "2 prompts, 256 px")
     parser.set_defaults(out=Path("output/demo"))
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--prompts", type=at_least(1), default=8, help="how many captions")
+    parser.add_argument("--size", type=picture_edge, default=512, help="edge in pixels")
+    parser.add_argument("--steps", type=at_least(2), default=20, help="sampling steps")
     arguments = parser.parse_args(argv)
     count, size = (2, 256) if arguments.small else (arguments.prompts, arguments.size)
     shots = [Shot((scene,), (arguments.seed + number,)) for number, scene in enumerate(held_out_scenes(count, FIRST_SCENE))]
+    log.info("Starting ComfyUI ...")
     # ComfyUI's default attention on the CPU is slower and would flatter us.
     with ComfyServer(cpu=arguments.device == "cpu", extra_args=["--use-pytorch-cross-attention"]) as server:
         log.info("ComfyUI is up; %d prompts at %d x %d, %d steps.", count, size, size, arguments.steps)
@@ -71,7 +74,7 @@ class Showcase:
     def __init__(self, server: ComfyServer) -> None:
         self._server = server
         info = server.get_json("/object_info")
-        quick, four = (load_prompt(PACK_ROOT / "workflows" / f"{name}.json", info) for name in ("quickstart", "four-nodes"))
+        quick, four = (load_prompt(template(name), info) for name in (FIRST, "four-nodes"))
         accelerate = find(quick, "SafeDitAccelerate")
         self._plain = partial(asked, bypassed(quick, accelerate))
         presets = {name: partial(asked, changed(quick, {accelerate: {"preset": name}})) for name in PRESETS}

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line of `quality`, with the model's number of steps."""
     parser = quality.parser_of_quality("turbo", __doc__)
-    parser.add_argument("--distilled", type=int, choices=sorted(SETTINGS), default=8, help="steps of the LoRA (default: %(default)s)")
+    parser.add_argument("--distilled", type=int, choices=sorted(SETTINGS), default=8, help="steps of the LoRA")
     parser.set_defaults(samplers=["euler"])
     arguments = quality.read_small(parser, argv)
     arguments.steps, arguments.name = [arguments.distilled], f"turbo-{arguments.distilled}"

@@ -11,6 +11,7 @@ from typing import Any
 Prompt = dict[str, dict[str, Any]]
 
 NOTES = frozenset({"Note", "MarkdownNote"})
+MUTED = 2
 # The frontend keeps one more value after these widgets: what happens to the seed after a run.
 SEED_INPUTS = frozenset({"seed", "noise_seed"})
 
@@ -18,11 +19,12 @@ SEED_INPUTS = frozenset({"seed", "noise_seed"})
 def load_prompt(path: Path, object_info: Mapping[str, Any]) -> Prompt:
     """The workflow saved at `path` in the API format; `object_info` is the server's answer of that name.
 
-    Covers what the shipped workflows use: plain nodes, links and widgets; no subgraphs, no muted or bypassed nodes.
+    Covers what the shipped workflows use: plain nodes, links and widgets; muted nodes are left out. No subgraphs, no bypassed nodes.
     """
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    nodes = [node for node in workflow["nodes"] if node["type"] not in NOTES]
+    nodes = [node for node in workflow["nodes"] if node["type"] not in NOTES and node["mode"] != MUTED]
+    there = {node["id"] for node in nodes}
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] in there}
     return {str(node["id"]): {"class_type": node["type"], "inputs": _inputs(node, links, object_info)} for node in nodes}
 
 
@@ -30,7 +32,7 @@ def _inputs(node: Mapping[str, Any], links: Mapping[int, list[Any]], object_info
     schema = object_info[node["type"]]["input"]
     values = dict(zip(_widget_names(schema), node.get("widgets_values") or [], strict=False))
     values.pop("", None)
-    linked = {item["name"]: links[item["link"]] for item in node.get("inputs", []) if item.get("link") is not None}
+    linked = {item["name"]: links[item["link"]] for item in node.get("inputs", []) if item.get("link") in links}
     return {**values, **linked}
 
 

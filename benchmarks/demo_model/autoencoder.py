@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from safe_dit_engine.cli.time_left import in_words
 from safe_dit_engine.demo.autoencoder import LATENT_CHANNELS, fit_code
 from safe_dit_engine.demo.weights import FILES, WEIGHTS_FOLDER, DemoNetworks
 
@@ -151,7 +152,8 @@ def train_autoencoder(networks: DemoNetworks, minutes: float, folder: Path, devi
         losses.append(_decoder_step(networks, optimizer, pool.draw(16, 64, 2).to(device)))
 
     def report() -> None:
-        log.info("vae step %d, %.1f busy min, loss %.4f", len(losses), clock.used_s / 60, np.mean(losses[-33:]))
+        ahead = in_words(clock.budget_s - clock.used_s)
+        log.info("vae step %d, %.1f busy min, %s left, loss %.4f", len(losses), clock.used_s / 60, ahead, np.mean(losses[-33:]))
 
     def keep() -> None:
         state = {"vae": networks.vae.state_dict(), "optimizer": optimizer.state_dict(), "used_s": clock.used_s, "losses": losses}

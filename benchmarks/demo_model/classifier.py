@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from safe_dit_engine.cli.time_left import TimeLeft
 from safe_dit_engine.demo.words import COLOURS, SHAPES, STYLES, TEXTURES
 
 from ..command import log
@@ -69,6 +70,7 @@ def train(seed: int = 0, steps: int = STEPS, side: int = SIDE, pool: int = POOL)
     nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters())
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=max(steps, 8), pct_start=0.15)
+    progress = TimeLeft("training the classifier", log.info)
     rng, scenes, losses = np.random.default_rng(seed), deque[tuple[Tensor, Tensor]](maxlen=pool), list[float]()
     for step in range(steps):
         new = [random_scene(rng) for _ in range(FRESH if scenes else pool)]
@@ -80,8 +82,7 @@ def train(seed: int = 0, steps: int = STEPS, side: int = SIDE, pool: int = POOL)
         optimizer.step()
         rates.step()
         losses.append(loss.item())
-        if step % 200 == 0:
-            log.info("classifier: step %d of %d, loss %.3f", step, steps, losses[-1])
+        progress.tell(step + 1, steps - step - 1)
     return network.eval(), losses
 
 

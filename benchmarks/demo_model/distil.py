@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from safe_dit_engine.cli.options import Parser, at_least
 from safe_dit_engine.demo.network import NextDiT, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sigma_schedule
 from safe_dit_engine.demo.weights import LORAS_FOLDER, SAMPLING, WEIGHTS_FOLDER, load_networks, lora_file, read_file
@@ -234,12 +235,12 @@ def _save(students: Sequence[Student], folder: Path, minutes: float) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Entry of `python -m benchmarks distil`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks distil", description="Distil the demo model to 8 and to 4 steps, as LoRAs.")
-    parser.add_argument("--minutes", type=float, default=100.0, help="minutes of one busy core (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=LORAS_FOLDER, help="where the LoRAs go (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the training step (default: yes)")
+    parser = Parser("python -m benchmarks distil", "Distil the demo model to 8 and to 4 steps, as LoRAs.")
+    parser.add_argument("--minutes", type=at_least(0, float), default=100.0, help="minutes of one busy core")
+    parser.add_argument("--folder", type=Path, default=LORAS_FOLDER, help="where the LoRAs go")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=1, help="seed of captions, noise and batches")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the training step")
     parser.add_argument("--resume", action="store_true", help="go on from the LoRAs in the folder")
     args = parser.parse_args(argv)
     log.setLevel(logging.INFO)

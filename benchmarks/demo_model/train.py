@@ -20,6 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from safe_dit_engine.cli.options import Parser, at_least, device, picture_edge
+from safe_dit_engine.cli.time_left import TimeLeft, in_words
 from safe_dit_engine.demo.autoencoder import Autoencoder
 from safe_dit_engine.demo.network import NATIVE_GRID, NextDiT, TextConfig, TextEncoder
 from safe_dit_engine.demo.sampling import caption_ids, sample_pictures
@@ -222,7 +224,8 @@ class TransformerTraining:
         done = self.progress
         losses = ", ".join(f"{size} px {loss:.4f}" for size, loss in sorted(done.loss.items()))
         minutes, share = self.clock.used_s / 60, 100 * self.clock.share
-        log.info("dit step %d, %.1f busy min (%.0f %%), %d samples, loss %s", done.step, minutes, share, done.samples, losses)
+        ahead = in_words(self.clock.budget_s - self.clock.used_s)
+        log.info("dit step %d, %.1f busy min (%.0f %%, %s left), %d samples, %s", done.step, minutes, share, ahead, done.samples, losses)
 
     def _look(self) -> None:
         size = max(self.pools)
@@ -237,7 +240,11 @@ def look(networks: DemoNetworks, count: int, size: int, steps: int, path: Path, 
     """Sample held-out captions, save the first pictures with their captions below, and say what the oracle reads."""
     scenes = held_out_scenes(count)
     starts = range(0, count, batch)
-    parts = [sample_pictures(networks, [s.caption for s in scenes[i : i + batch]], size, seed=n, steps=steps) for n, i in enumerate(starts)]
+    parts, left = [], TimeLeft(f"pictures at {size} px", log.info)
+    for number, start in enumerate(starts):
+        captions = [scene.caption for scene in scenes[start : start + batch]]
+        parts.append(sample_pictures(networks, captions, size, seed=number, steps=steps))
+        left.tell(number + 1, len(starts) - number - 1)
     pictures = torch.cat(parts).permute(0, 2, 3, 1).numpy()
     side, columns, shown = 256, 4, min(count, 24)
     sheet = Image.new("RGB", (columns * side, -(-shown // columns) * (side + 40)), "white")
@@ -276,18 +283,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks train", description="Train the demo model, or judge its weights.")
-    parser.add_argument("--minutes", type=float, default=90.0, help="busy minutes for the transformer")
-    parser.add_argument("--vae-minutes", type=float, default=12.0, help="busy minutes for the autoencoder")
-    parser.add_argument("--phase", choices=("all", "vae", "dit"), default="all")
+    parser = Parser("python -m benchmarks train", "Train the demo model, or judge its weights.")
+    parser.add_argument("--minutes", type=at_least(0, float), default=90.0, help="busy minutes for the transformer")
+    parser.add_argument("--vae-minutes", type=at_least(0, float), default=12.0, help="busy minutes for the autoencoder")
+    parser.add_argument("--phase", choices=("all", "vae", "dit"), default="all", help="what to train")
     parser.add_argument("--folder", type=Path, default=Path(".train"), help="checkpoints, log and sample grids")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="only judge the shipped weights on N held-out captions")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="picture sizes to judge")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps for judging")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, choices=["cpu", "cuda"], default=there, help="what to train on")
+    parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads; 0 leaves as many as torch takes")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and scenes")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="use torch.compile, as is the default")
+    parser.add_argument("--evaluate", type=at_least(0), default=0, metavar="N", help="only judge the weights, on N held-out captions")
+    parser.add_argument("--sizes", type=picture_edge, nargs="+", default=[256, 512], help="picture sizes to judge")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="sampling steps for judging")
     return parser
 
 

@@ -145,7 +145,8 @@ def methods() -> list[Method]:
 def main(argv: Sequence[str]) -> int:
     """Measure, log the comparison, write JSON, Markdown and plot."""
     arguments = read(options("diffusers-fidelity", __doc__, CAPTION), argv)
-    run(arguments, Bench(arguments.device).sample, [DENSE, *named(methods(), arguments.methods)])
+    chosen = named(methods(), arguments.methods)
+    run(arguments, Bench(arguments.device).sample, [DENSE, *chosen])
     return 0
 
 

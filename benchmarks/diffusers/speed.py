@@ -13,9 +13,10 @@ from functools import cache, partial
 
 import torch
 
+from safe_dit_engine.cli.options import at_least, picture_edge
 from safe_dit_engine.cli.results import environment, markdown_table
 
-from ..command import log, parser_of, save
+from ..command import in_turn, log, parser_of, save
 from ..measure.in_turn import Journal, OutOfMemory, Shot, Unsupported, make_in_turn
 from ..measure.methods import Method, named
 from .fidelity import defaults, ours, unchanged
@@ -86,11 +87,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--methods", nargs="+", default=[], help="only these, and both baselines")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[], help="edges in pixels; multiples of 16")
-    parser.add_argument("--steps", type=int, help="instead of each model's usual number")
-    parser.add_argument("--rounds", type=int, help="pictures of each method; 3, with `--small` 2 of Lumina-Next and 1 of the others")
+    parser.add_argument("--sizes", type=picture_edge, nargs="+", default=[], help="edges in pixels; multiples of 16")
+    parser.add_argument("--steps", type=at_least(1), help="instead of each model's usual number")
+    parser.add_argument("--rounds", type=at_least(1), help="pictures of each method; 3, with `--small` 2 of Lumina-Next and 1 else")
     parser.add_argument("--resume", action="store_true", help="keep what DIR already has from this machine")
     arguments = parser.parse_args(argv)
+    named(methods_of(), arguments.methods)
     arguments.sizes = arguments.sizes or (SMALL_SIZES if arguments.small else SIZES)
     return arguments
 
@@ -101,7 +103,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 
     machine, rows = environment(arguments.device, diffusers=diffusers.__version__), list[Row]()
     journal = Journal(arguments.out / f"{NAME}.jsonl", machine, arguments.resume)
-    for name in arguments.models:
+    for name in in_turn(arguments.models, [1.0] * len(arguments.models)):
         for of_cell in measured(MODELS[name], arguments, journal):
             rows += of_cell
             text = "\n\n".join([*captions_of(arguments), markdown_table(rows, COLUMNS)])

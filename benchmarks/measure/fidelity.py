@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from safe_dit_engine.cli.options import at_least, picture_edge
 from safe_dit_engine.cli.results import environment, markdown_table
 
-from ..command import log, parser_of, rounded, save
+from ..command import in_turn, log, parser_of, rounded, save
 from ..demo_model.scenes import held_out_scenes, scene_from_seed
 from .closeness import judge, row_of
 from .in_turn import Cell, Journal, Make, Shot, make_in_turn
@@ -51,12 +52,13 @@ def options(name: str, about: str | None, caption: str, small: str = "256 px, 20
     parser = parser_of(name, about, small)
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="prompts settings were chosen on, or others")
     parser.add_argument("--resume", action="store_true", help="keep the pictures that DIR has from this machine and these settings")
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 30])
+    parser.add_argument("--prompts", type=at_least(1), default=32, help="how many captions")
+    parser.add_argument("--seeds", type=at_least(1), default=2, help="pictures of each prompt")
+    parser.add_argument("--sizes", type=picture_edge, nargs="+", default=[256, 512], help="edges in pixels")
+    parser.add_argument("--steps", type=at_least(1), nargs="+", default=[20, 30], help="sampling steps")
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside dense")
-    parser.add_argument("--cost", choices=["seconds_over_dense", "rows_computed_share"], default="seconds_over_dense")
+    costs = ["seconds_over_dense", "rows_computed_share"]
+    parser.add_argument("--cost", choices=costs, default=costs[0], help="what methods are compared at")
     parser.set_defaults(samplers=["euler"], name=name, caption=caption)
     return parser
 
@@ -79,6 +81,12 @@ def shots_of(arguments: argparse.Namespace) -> list[Shot]:
     return [Shot((scene,), (arguments.seed + number,)) for number, (scene, _) in enumerate(pairs)]
 
 
+def cells_of(arguments: argparse.Namespace) -> Iterator[Cell]:
+    """The cells in turn; in between, how far all of them are."""
+    cells = [Cell(*parts) for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers)]
+    return in_turn(cells, [cell.size**2 * cell.steps for cell in cells])
+
+
 def asked_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What every row says of the measurement it belongs to."""
     return {"set": arguments.set, "prompts": arguments.prompts, "seeds": arguments.seeds, "seed": arguments.seed}
@@ -92,8 +100,8 @@ def run(arguments: argparse.Namespace, make: Make, methods: Sequence[Method]) ->
     machine = environment(arguments.device)
     journal = Journal(arguments.out / f"{arguments.name}.jsonl", machine, arguments.resume)
     shots, asked, rows = shots_of(arguments), asked_of(arguments), Rows()
-    for parts in itertools.product(arguments.sizes, arguments.steps, arguments.samplers):
-        rows += [{**row, **asked} for row in measure(make, methods, Cell(*parts), shots, journal)]
+    for cell in cells_of(arguments):
+        rows += [{**row, **asked} for row in measure(make, methods, cell, shots, journal)]
         publish(arguments, machine, rows)
     log.info(comparison_table(rounded(rows), arguments.cost))
     return rows

@@ -18,6 +18,7 @@ import numpy as np
 from torch import nn
 
 from safe_dit_engine.cli.clock import now, peak_bytes_of, reset_peak
+from safe_dit_engine.cli.time_left import TimeLeft
 
 from ..command import log
 from ..demo_model.scenes import Scene
@@ -138,8 +139,9 @@ def make_in_turn(
 
     `warm_up`: a cell that each method is tried in first, where time is measured.
     """
-    dense = methods[0]
+    dense, made = methods[0], 0
     refused: dict[Method, str] = {method: record["skipped"] for method in methods if (record := journal.get(method, cell)) is not None}
+    progress = TimeLeft(", ".join(str(part) for part in astuple(cell)), log.info)
     for number, shot in enumerate(shots):
         missing = [method for method in methods if method not in refused and journal.get(method, cell, shot) is None]
         if missing and warm_up is not None:
@@ -156,15 +158,18 @@ def make_in_turn(
                 refused[method] = str(error)
                 if isinstance(error, OutOfMemory):
                     journal.add(method, cell, None, {"skipped": str(error)})
-        log.info("%s: %s of %s", ", ".join(str(part) for part in astuple(cell)), number + 1, len(shots))
+            made += 1
+            progress.tell(made, sum(journal.get(one, cell, other) is None for one in methods if one not in refused for other in shots))
     return refused
 
 
 def _warm_up(make: Make, methods: Sequence[Method], cell: Any, shot: Any) -> None:
     """Each method once; settings of one method run the same code, and may share what it learns."""
-    for method in {method.name: method for method in methods}.values():
+    kinds, progress = {method.name: method for method in methods}.values(), TimeLeft("warming up", log.info)
+    for number, method in enumerate(kinds, 1):
         with suppress(Unsupported):
             make(method, cell, shot)
+        progress.tell(number, len(kinds) - number)
 
 
 def timed(call: Callable[[], T], device: str) -> tuple[T, float, int | None]:

@@ -13,6 +13,7 @@ from safe_dit_engine.presets import PRESETS, Preset
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, plan_steps
 
+from ..command import Wrong
 from .pareto import AT_OUR_STEPS
 from .whole_steps import after_warmup, spread_out
 
@@ -50,12 +51,12 @@ class Method:
 
 
 def named(methods: Iterable[Method], names: Iterable[str]) -> list[Method]:
-    """The methods with one of these names, or all where none is given; ValueError where a name is unknown."""
+    """The methods with one of these names, or all where none is given; Wrong where a name is unknown."""
     found, wanted = list(methods), set(names)
     known = {method.name for method in found}
     missing = sorted(wanted - known - {"dense"})
     if missing:
-        raise ValueError(f"`{missing[0]}` is no method; use {', '.join(sorted(known))}.")
+        raise Wrong(f"`{missing[0]}` is no method; use {', '.join(sorted(known))}.")
     return [method for method in found if not wanted or method.name in wanted]
 
 

@@ -31,7 +31,7 @@ import json
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,9 +41,10 @@ from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.stats import norm  # type: ignore[import-untyped]
 from scipy.stats import t as student
 
+from safe_dit_engine.cli.options import Parser, between
 from safe_dit_engine.cli.results import environment, markdown_table
 
-from ..command import log, save
+from ..command import Wrong, log, save
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 METHODS = ("dense", "accelerated")
@@ -53,8 +54,8 @@ NON_INFERIOR, NOT_SHOWN = "non-inferior", "not shown"
 COLUMNS = ("votes", "voters", "pairs", "accelerated", "ties", "dense", "score", "lower_bound", "threshold", "design_effect", "verdict")
 
 
-class StudyError(ValueError):
-    """What is wrong with the pictures or votes, in one sentence."""
+class StudyError(Wrong):
+    """What is wrong with the pictures or votes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,34 +71,22 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; `command` is the function to call."""
-    whole = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m benchmarks study", description=__doc__, formatter_class=whole)
-    commands = parser.add_subparsers(required=True)
+    parser = Parser("python -m benchmarks study", __doc__, argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     page = commands.add_parser("page", help="make the page of two folders of pictures with the same names")
-    page.add_argument("dense", type=Path)
-    page.add_argument("accelerated", type=Path)
-    page.add_argument("--out", type=Path, default=Path("output/study/study.html"))
+    page.add_argument("dense", type=Path, help="folder of the full runs")
+    page.add_argument("accelerated", type=Path, help="folder of the same pictures, accelerated")
+    page.add_argument("--out", type=Path, default=Path("output/study/study.html"), help="the page")
     page.add_argument("--seed", type=int, help="decides the order in the page and, with the voter, the sides; random if not given")
-    page.add_argument("--title", default="Which picture is better?")
+    page.add_argument("--title", default="Which picture is better?", help="what stands above the pictures")
     page.set_defaults(command=run_page)
     analyse = commands.add_parser("analyse", help="judge exported votes")
-    analyse.add_argument("votes", type=Path, nargs="+")
-    analyse.add_argument("--out", type=Path, default=Path("output/study"))
+    analyse.add_argument("votes", type=Path, nargs="+", help="files that voters exported")
+    analyse.add_argument("--out", type=Path, default=Path("output/study"), help="folder for results")
     analyse.set_defaults(command=run_analyse)
-    analyse.add_argument("--margin", type=between(0.0, 0.5), default=0.05)
-    analyse.add_argument("--confidence", type=between(0.5, 1.0), default=0.95)
+    analyse.add_argument("--margin", type=between(0.0, 0.5), default=0.05, help="how much worse still counts as no worse")
+    analyse.add_argument("--confidence", type=between(0.5, 1.0), default=0.95, help="of the bound")
     return parser.parse_args(argv)
-
-
-def between(low: float, high: float) -> Callable[[str], float]:
-    """Reader of a number between two others."""
-
-    def number(text: str) -> float:
-        if not low < float(text) < high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return float(text)
-
-    return number
 
 
 # The page

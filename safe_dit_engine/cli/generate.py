@@ -19,7 +19,9 @@ import torch
 
 from ..presets import DEFAULT_PRESET, PRESETS
 from .generate_pictures import Maker, Shot
+from .options import Parser, at_least, device
 from .results import Row, markdown_table, save
+from .time_left import TimeLeft
 
 log = logging.getLogger("safe_dit.bench")
 
@@ -71,9 +73,11 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         maker.warm_up(arguments.shots[0])
     machine = maker.environment()
     rows: list[dict[str, Any]] = []
+    progress = TimeLeft("pictures", log.info)
     for shot in arguments.shots:
         rows.append(maker.row(shot))
         publish(machine, rows, arguments)
+        progress.tell(len(rows), len(arguments.shots) - len(rows))
     log.info("\n%s\n\nWritten to `%s`.", summary(rows, arguments), arguments.out)
     return rows
 
@@ -82,12 +86,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, with `shots` for all prompts and seeds; SystemExit with code 2 where it is wrong."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("`--device cuda` is given, but torch finds no GPU here; use `--device cpu`.")
     if arguments.offload and arguments.device == "cpu":
         parser.error("`--offload` moves parts of the model between a GPU and system memory; it needs `--device cuda`.")
-    if arguments.images is not None and (arguments.images < 1 or len(arguments.seed or ()) > 1):
-        parser.error("`--images` makes so many pictures a prompt, from one `--seed` on; give 1 or more, and `--seed` once.")
+    if arguments.images is not None and len(arguments.seed or ()) > 1:
+        parser.error("`--images` makes so many pictures a prompt, from one `--seed` on; give `--seed` once.")
     if arguments.random_weights and arguments.negative is not None:
         parser.error("`--negative` has no effect with `--random-weights`, where every prompt is random.")
     try:
@@ -101,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m safe_dit_engine generate", description=__doc__)
+    parser = Parser("python -m safe_dit_engine generate", __doc__)
     parser.add_argument("--model", required=True, help="a folder saved by `save_pretrained`, or the id of a model that is on this machine")
     parser.add_argument("--download", action="store_true", help="let a model id be downloaded")
     parser.add_argument("--random-weights", action="store_true", help="for speed and memory alone: configurations are enough")
@@ -109,18 +111,19 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument("--prompt", action="append", help="may be given several times")
     texts.add_argument("--prompts", type=Path, help="a text file, a prompt a line; empty lines and those that begin with # are left out")
     parser.add_argument("--negative", help="negative prompt")
-    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
+    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET, help="what is left out")
     parser.add_argument("--compare", action="store_true", help="make every picture dense as well, and compare")
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; 0 if not given")
-    parser.add_argument("--images", type=int, help="pictures a prompt, with seeds from `--seed` on")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--images", type=at_least(1), help="pictures a prompt, with seeds from `--seed` on")
+    parser.add_argument("--steps", type=at_least(1), help="sampling steps; the pipeline's own number if not given")
+    parser.add_argument("--guidance", type=at_least(0, float), help="guidance scale; the pipeline's own if not given")
+    parser.add_argument("--width", type=at_least(1), help="in pixels; the pipeline's own if not given")
+    parser.add_argument("--height", type=at_least(1), help="in pixels; the pipeline's own if not given")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, choices=["cpu", "cuda"], default=there, help="what to run on")
     parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
     parser.add_argument("--offload", action="store_true", help="keep only the part that is at work on the GPU")
-    parser.add_argument("--out", type=Path, default=Path("output") / NAME)
+    parser.add_argument("--out", type=Path, default=Path("output") / NAME, help="folder for pictures and results")
     return parser
 
 

@@ -322,7 +322,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "not allowed with": ["--prompts", str(empty), "--prompt", PROMPT],
         "`--offload` moves parts": ["--prompt", PROMPT, "--offload"],
         "give 1 or more": ["--prompt", PROMPT, "--images", "0"],
-        "and `--seed` once": ["--prompt", PROMPT, "--images", "2", "--seed", "1", "--seed", "2"],
+        "give `--seed` once": ["--prompt", PROMPT, "--images", "2", "--seed", "1", "--seed", "2"],
         "where every prompt is random": ["--random-weights", "--negative", "blue"],
         "invalid choice: 'best'": ["--prompt", PROMPT, "--preset", "best"],
     }

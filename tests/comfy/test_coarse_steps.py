@@ -16,7 +16,7 @@ from safe_dit_engine.steps import coarse
 from safe_dit_engine.steps.coarse import MIN_EDGE
 
 from ..support.families import FAMILIES
-from .test_backbones import TinyFamily
+from .test_backbones import TinyFamily, made
 
 SIZE = (32, 40)
 SQUARE = {"PixArt": (68, 68)}  # the small SD3 models know no more positions than those of 32 x 32, PixArt fails on half of 64
@@ -76,7 +76,7 @@ def smaller(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=NAMES)
 def family(request: pytest.FixtureRequest, comfy: Any) -> TinyFamily:
-    return TinyFamily(comfy, request.param)
+    return made(comfy, request.param)
 
 
 def test_every_family_is_as_by_hand(family: TinyFamily) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from devtools.server import PACK_ROOT, ComfyServer
+from devtools.server import ComfyServer
+from devtools.templates import template
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -135,7 +136,7 @@ class Frontend:
 
 def read_workflow(name: str) -> dict[str, Any]:
     """The content of one of the pack's workflow files."""
-    workflow: dict[str, Any] = json.loads((PACK_ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    workflow: dict[str, Any] = json.loads(template(name).read_text(encoding="utf-8"))
     return workflow
 
 

@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from devtools.server import PACK_ROOT, ComfyServer
+from devtools.server import ComfyServer
+from devtools.templates import WORKFLOWS
 
 from .conftest import Frontend, PageRun
 
 SMALL = {"width": 256, "height": 256, "steps": 16}  # as few as every preset leaves steps out of
 ACCELERATE, SAVE, REPORT = "SafeDitAccelerate", "SaveImage", "SafeDitReport"
-BYPASSED = 4
+MUTED, BYPASSED = 2, 4
 TITLE = 30
 UNKNOWN = "app.graph.nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type]).map((node) => node.type)"
 
 
 def files() -> list[Path]:
-    """Every workflow the pack ships."""
-    return sorted((PACK_ROOT / "workflows").glob("*.json"))
+    """Every workflow the pack ships, as they are listed by name."""
+    return sorted(WORKFLOWS.glob("*.json"))
 
 
 def id_of(workflow: Mapping[str, Any], node_type: str) -> str:
-    """The id of the one node of a type."""
-    (found,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == node_type)
+    """The id of the one node of a type that is not muted."""
+    (found,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == node_type and node["mode"] != MUTED)
     return found
 
 

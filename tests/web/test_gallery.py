@@ -15,6 +15,8 @@ from PIL import Image, ImageFilter
 from playwright.sync_api import expect
 
 from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer
+from devtools.templates import template
+from safe_dit_engine.presets import PRESETS
 
 from . import test_workflows as shared
 from .conftest import EMPTY, Frontend, PageRun, read_workflow
@@ -89,6 +91,28 @@ def test_every_template_has_its_picture(path: Path) -> None:
     thumbnail = path.with_suffix(".jpg")
     assert thumbnail.stat().st_size < 60_000
     assert Image.open(thumbnail).size == (400, 400)
+
+
+def test_quickstart_is_the_first() -> None:
+    """By name, as templates are listed where a folder or a reader sorts them."""
+    assert files()[0] == template("quickstart")
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+def test_every_template_fits_a_screen(path: Path) -> None:
+    boxes = [(*node["pos"], *node["size"]) for node in read_workflow(path.stem)["nodes"]]
+    assert max(x + width for x, _, width, _ in boxes) - min(x for x, *_ in boxes) <= 1900
+    assert max(y + height for _, y, _, height in boxes) - min(y for _, y, *_ in boxes) <= 1150
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+def test_values_shown_are_the_presets(path: Path) -> None:
+    """A preset ignores them, but they are what *custom* begins with, and what is read."""
+    for node in read_workflow(path.stem)["nodes"]:
+        if node["type"] == ACCELERATE and (preset := PRESETS[node["widgets_values"][0]]).schedule.skipped_steps:
+            split, steps = preset.partition, preset.schedule
+            values = (split.keep_ratio, steps.refresh_interval, split.warmup_steps, steps.forecast, steps.early_refresh)
+            assert node["widgets_values"][1:7] == [*values, steps.skipped_steps]
 
 
 def test_ids_differ() -> None:

@@ -20,10 +20,11 @@ import pytest
 
 from benchmarks.comfy.in_process import import_comfyui
 from devtools.server import BASE_FOLDERS, PACK_NAME, PACK_ROOT, ComfyServer, RunResult, comfyui_path
+from safe_dit_engine.steps import coarse
 
 from ..support.checkpoints import POOLED_WIDTH, SIZES, TEXT_WIDTH, write_checkpoints
 from .conftest import Frontend, read_workflow
-from .graphs import REPORT, SAVE, UNKNOWN, files, kept_by_node, overlapping, part_of, saved_pixels
+from .graphs import MUTED, REPORT, SAVE, TITLE, UNKNOWN, covers, files, id_of, kept_by_node, overlapping, part_of, saved_pixels
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -66,9 +67,10 @@ class Expected:
         return active / (tokens + self.text)
 
 
-FEW_STEPS = (
-    "Every step is computed, so nothing is saved: with 8 steps they lie so far apart that leaving one out may cost more than "
-    "asking for fewer."
+# Its preset has coarse steps, for which these pictures are too small.
+EXPRESS = (
+    f"No step is coarse, because {coarse.TOO_SMALL.format(coarse.MIN_EDGE)}.",
+    "Every step is computed, so nothing is saved: the settings leave no step for it.",
 )
 TWENTY = {"warmup": 4, "skipped": 10, "refresh": 6}
 # Selective steps whatever the noise schedule and the sampler of a graph.
@@ -83,7 +85,7 @@ EXPECTED = {
     "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "refresh": 6}, masks=""),
     "sd35": Expected("SD3", TWENTY),
     "controlnet": Expected("SD3", {"warmup": 4, "skipped": 17, "refresh": 11}),
-    "z-image": Expected("NextDiT", {"warmup": 3, "refresh": 5}, text=96, notes=(FEW_STEPS,)),  # padded to a multiple of 32
+    "z-image": Expected("NextDiT", {"warmup": 1, "refresh": 7}, text=96, notes=EXPRESS),  # padded to a multiple of 32
     "qwen-image": Expected("Qwen-Image", TWENTY),
     "lens": Expected("Lens", TWENTY, masks="20 of 20 attention calls carried a mask: 20 elided"),
     "wan-video": Expected("Wan", {"warmup": 4, "skipped": 16, "refresh": 10}, text=0, frames=2),
@@ -116,6 +118,10 @@ def test_file_is_clean(name: str) -> None:
     assert workflow["version"] == 0.4
     assert not workflow["extra"]
     assert any(node["type"] == "MarkdownNote" and node["title"] == "Try this" for node in workflow["nodes"])
+    (group,) = workflow["groups"]
+    left, top, width, height = group["bounding"]
+    inside = [node for node in workflow["nodes"] if covers((left, top + TITLE, width, height - TITLE), (*node["pos"], *node["size"]))]
+    assert group["title"] == "Compare" and inside == [node for node in workflow["nodes"] if node["mode"] == MUTED]
     for node in workflow["nodes"]:
         wanted = {value for value in node.get("widgets_values", ()) if str(value).endswith(".safetensors")}
         models = node["properties"].get("models", [])
@@ -149,12 +155,14 @@ def test_every_input_of_the_pack_is_used(server: ComfyServer) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A workflow in the frontend: nodes it does not know, errors, the graph as it would be saved and as it would be queued."""
+    """A workflow in the frontend: nodes it does not know, errors, the graph as it would be saved and as it would be queued, and so again
+    once its group *Compare* is switched on."""
 
     unknown: list[str]
     errors: list[str]
     saved: dict[str, Any]
     prompt: Prompt
+    compared: Prompt
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +175,18 @@ def opened(kept_frontend: Frontend) -> dict[tuple[str, str], Opened]:
             before = len(kept_frontend.errors)
             kept_frontend.load_file(name)
             kept_frontend.page.wait_for_timeout(400)
-            unknown = kept_frontend.page.evaluate(UNKNOWN)
-            found[name, renderer] = Opened(unknown, kept_frontend.errors[before:], kept_frontend.serialize(), kept_frontend.prompt())
+            unknown, saved, prompt = kept_frontend.page.evaluate(UNKNOWN), kept_frontend.serialize(), kept_frontend.prompt()
+            switch_on(kept_frontend)
+            found[name, renderer] = Opened(unknown, kept_frontend.errors[before:], saved, prompt, kept_frontend.prompt())
     return found
+
+
+def switch_on(frontend: Frontend) -> None:
+    """What the note says: the nodes of the group, selected, and Ctrl+M."""
+    frontend.page.evaluate("(muted) => app.canvas.selectItems(app.graph.nodes.filter((node) => node.mode === muted))", MUTED)
+    frontend.page.locator("#graph-canvas").focus()
+    frontend.page.keyboard.press("Control+m")
+    frontend.page.wait_for_function("(muted) => app.graph.nodes.every((node) => node.mode !== muted)", arg=MUTED)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -192,10 +209,9 @@ def test_video_runs_in_the_page(kept_frontend: Frontend, errors_without_us: froz
     kept_frontend.set_widgets(**SMALL, steps=STEPS, preset="paper")
     run = kept_frontend.queue()
     assert run.ended == "execution_success", run.detail
-    (sampler,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "KSampler")
+    sampler = id_of(workflow, "KSampler")
     assert [(message["sampler"], message["w"], message["h"]) for message in run.steps][-1] == (sampler, 12, 16)
     pictures = {node["type"]: run.outputs.get(str(node["id"]), {}).get("images", []) for node in workflow["nodes"]}
-    assert len(pictures["PreviewImage"]) == 2
     assert [picture["filename"].endswith(".mp4") for picture in pictures["SaveVideo"]] == [True]
     kept_frontend.page.wait_for_timeout(1000)
     assert overlapping(kept_frontend.serialize()) == []
@@ -292,7 +308,8 @@ def node_of(prompt: Mapping[str, Any], class_type: str) -> str:
 
 @pytest.fixture(scope="module")
 def gallery(opened: dict[tuple[str, str], Opened], server: ComfyServer) -> Gallery:
-    return Gallery(server, {name: opened[name, "classic"].prompt for name in NAMES})
+    shipped = {name: opened[name, "classic"].prompt for name in NAMES}
+    return Gallery(server, shipped | {f"{name}, compared": opened[name, "classic"].compared for name in NAMES})
 
 
 def assert_record(run: Finished, expected: Expected, kinds: dict[str, int], notes: tuple[str, ...] = ()) -> None:
@@ -333,6 +350,26 @@ def test_selective_steps_and_identity(gallery: Gallery, name: str) -> None:
     assert selective.pixels.shape == plain.shape and not np.array_equal(selective.pixels, plain)
     full = gallery.run(name, steps=STEPS, preset="custom", refresh_interval=1)
     assert np.array_equal(full.pixels, plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compare_shows_the_full_run(gallery: Gallery, name: str) -> None:
+    """The Report gets two pictures: ours, and the one of the graph without the pack, bit for bit."""
+    assert "dense" not in gallery.prompts[name][node_of(gallery.prompts[name], REPORT)]["inputs"]
+    run = gallery.run(f"{name}, compared", steps=STEPS)
+    ours, full = run.result.output(node_of(run.prompt, REPORT))["safe_dit_pictures"]
+    shown = [saved_pixels(gallery.server, {REPORT: {"images": [picture]}}, REPORT) for picture in (ours, full)]
+    assert np.array_equal(shown[0], run.pixels[0])
+    assert np.array_equal(shown[1], gallery.run(name, bypassed=True, steps=STEPS).pixels[0])
+
+
+def test_eight_steps_save_what_the_note_says(gallery: Gallery) -> None:
+    """The notes of z-image: express computes less, the presets that keep the picture compute all, and at 20 steps leave out 7."""
+    large = {"width": 512, "height": 512}
+    assert gallery.run("z-image", **large).kinds == {"coarse": 2, "warmup": 1, "skipped": 3, "refresh": 2}
+    for preset in ("quality", "draft"):
+        assert "skipped" not in gallery.run("z-image", preset=preset).kinds
+    assert gallery.run("z-image", preset="balanced", steps=20).kinds["skipped"] == 7
 
 
 def test_the_control_image_acts_in_selective_steps(gallery: Gallery) -> None:

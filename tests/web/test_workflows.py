@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from devtools.server import PACK_NAME, ComfyServer
+from devtools.templates import template
 from safe_dit_engine.steps.plan import StepKind
 
 from .conftest import Frontend, read_workflow
@@ -115,6 +116,6 @@ def without_report(prompt: dict[str, dict[str, Any]], sampler: str, report: str)
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_opens_from_the_templates(frontend: Frontend, name: str) -> None:
     """The address that `dev.py serve` shows."""
-    frontend.open(f"/?template={name}&source={PACK_NAME}")
+    frontend.open(f"/?template={template(name).stem}&source={PACK_NAME}")
     frontend.page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(read_workflow(name)["nodes"]), timeout=30_000)
     assert kept_by_node(frontend.serialize()) == kept_by_node(read_workflow(name))
