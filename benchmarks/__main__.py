@@ -36,6 +36,7 @@ ABOUT = {
     "backbones": "tables of the model families, and what their caches take; nothing runs",
     "cost": "what a selective step costs beside a full one",
     "diffusers-fidelity": "who stays closer to the full run at the same time, in diffusers",
+    "distil": "distil the demo model to 8 and to 4 steps, as LoRAs",
     "drawings": "draw icon, banner and the thumbnails that are diagrams",
     "few-steps": "presets at 6 to 30 steps, beside as many full steps",
     "fidelity": "who stays closer to the full run at the same time, in ComfyUI",
@@ -46,6 +47,7 @@ ABOUT = {
     "speed": "seconds and memory of the model families in diffusers, random weights",
     "study": "a blind study of two folders of pictures: the page, and what its votes say",
     "train": "train the demo model, or judge its weights",
+    "turbo": "what can be left out of a model distilled to 8 or 4 steps",
 }
 
 

@@ -223,14 +223,15 @@ def distil(minutes: float, folder: Path, seed: int, compiled: bool, resume: bool
                 student.learn(pool, learning_rate_factor(used / (60 * minutes), used))
         if used - reported > REPORT_EVERY_S:
             reported = used
-            _save(students, folder, used / 60)
-    _save(students, folder, minutes)
+            _save(students, folder, used / 60, minutes)
+    _save(students, folder, minutes, minutes)
 
 
-def _save(students: Sequence[Student], folder: Path, minutes: float) -> None:
+def _save(students: Sequence[Student], folder: Path, minutes: float, budget: float) -> None:
     for student in students:
         student.save(folder, minutes)
-    log.info("%.0f min, %s", minutes, ", ".join(f"{s.steps} steps: {s.trained} batches, loss {s.loss:.4f}" for s in students))
+    done = ", ".join(f"{student.steps} steps: {student.trained} batches, loss {student.loss:.4f}" for student in students)
+    log.info("%.0f of %.0f min, %s", minutes, budget, done)
 
 
 def main(argv: Sequence[str]) -> int:
