@@ -8,6 +8,8 @@ const PRESET = "preset";
 const BY_HAND = ["keep_ratio", "refresh_interval", "warmup_steps", "forecast", "early_refresh", "skipped_steps", "corrector", "coarse_steps"];
 /** Only selective steps keep keys and values. */
 const CACHE = "cache";
+/** The map stands for it. */
+const PAINTED = "painted_tokens";
 
 /** Which inputs a preset reads; null: all, because it is not known which preset it will be. @param {string | undefined} preset @returns {string[] | null} */
 export function readBy(preset) {
@@ -18,21 +20,29 @@ export function readBy(preset) {
   return values && !values.skipped_steps ? [CACHE] : [];
 }
 
+/** Inputs that are advanced while they are shown: Nodes 2.0 offers a button for them, which must not be there for hidden ones. @type {WeakMap<any, boolean>} */
+const advanced = new WeakMap();
+
 /** Hide what the preset ignores, but for inputs with a link, which must be seen. Places and values of widgets stay. @param {any} node */
 export function hideIgnored(node) {
   const read = readBy(effective(node, PRESET));
-  let changed = false;
-  for (const widget of (node.widgets ?? []).filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP].includes(name))) {
-    const linked = node.inputs?.some((/** @type {any} */ input) => input.widget?.name === widget.name && input.link != null);
-    const hidden = Boolean(read) && !read?.includes(widget.name) && !linked;
-    if (Boolean(widget.hidden) !== hidden) changed = true;
-    widget.hidden = hidden;
-    widget.options.hidden = hidden;
-  }
-  if (!changed) return;
+  const linked = new Set(node.inputs?.filter((/** @type {any} */ input) => input.link != null).map((/** @type {any} */ input) => input.widget?.name));
+  const ours = node.widgets.filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP, PAINTED].includes(name));
+  const changed = ours.filter((/** @type {any} */ widget) => hide(widget, read !== null && !read.includes(widget.name) && !linked.has(widget.name)));
+  if (!changed.length) return;
   // Nodes 2.0 reads `options` anew only when the list of widgets is set.
   node.widgets = [...node.widgets];
   node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/** @param {any} widget @param {boolean} asked @returns {boolean} whether something changed */
+function hide(widget, asked) {
+  const hidden = asked || widget.name === PAINTED;
+  if (!advanced.has(widget)) advanced.set(widget, Boolean(widget.options.advanced));
+  const changed = Boolean(widget.hidden) !== hidden || Boolean(widget.options.advanced) !== (advanced.get(widget) && !hidden);
+  widget.hidden = hidden;
+  Object.assign(widget.options, { hidden, advanced: advanced.get(widget) && !hidden });
+  return changed;
 }
 
 /**

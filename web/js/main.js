@@ -1,6 +1,6 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
-import { allNodes, api, app, executionId, fetchJson, remember, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
+import { allNodes, api, app, executionId, fetchJson, isAsNow, remember, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
 import { followPreset, hideIgnored, labelPresets } from "./inputs.js";
 import { PALETTES } from "./paint.js";
 import { fullStep, isFull, measured } from "./plan.js";
@@ -142,6 +142,11 @@ function subjectsNow() {
   return new Map([...allNodes()].filter(([, node]) => views.has(node) && node.type !== REPORT).map(([id, node]) => [id, subjectOf(node)]));
 }
 
+/** Of a run with other settings than now. */
+function subjectsUnknown() {
+  return new Map([...subjectsNow().keys()].map((id) => [id, { cost: "", whole: "", window: "", key: "" }]));
+}
+
 /** @param {string} prompt @param {Map<string, import("./prediction.js").Subject>} subjects */
 function keepAsked(prompt, subjects) {
   asked.set(prompt, subjects);
@@ -183,14 +188,13 @@ function onNote(message) {
   if (note.warning && setting(TOASTS, true)) warn(note.sentence);
 }
 
-/** @param {string} id execution id of the node that ran @param {any} output @param {string} workflow the one that it ran in */
-function onExecuted(id, output, workflow) {
+/** @param {string} id execution id of the node that ran @param {any} output @param {string} workflow the one that it ran in @param {boolean} [asNow] whether settings were those of now, as far as is known */
+function onExecuted(id, output, workflow, asNow = true) {
   const record = output?.safe_dit?.[0];
-  if (!record) return;
-  const run = runs.record(record, workflow, id);
-  if (workflow !== workflowId()) return;
-  if (run) run.subjects ??= asked.get(record.ids?.prompt_id) ?? subjectsNow();
-  if (run) keepTimes(run);
+  const run = record ? runs.record(record, workflow, id) : null;
+  if (!run || workflow !== workflowId()) return;
+  run.subjects ??= asked.get(record.ids?.prompt_id) ?? (asNow ? subjectsNow() : subjectsUnknown());
+  keepTimes(run);
   updateAll();
   const node = [...allNodes()].find(([found]) => found === id)?.[1];
   if (views.has(node)) fetchPictures(node, output.safe_dit_pictures ?? []);
@@ -229,8 +233,10 @@ async function restore() {
   const workflow = workflowId();
   const jobs = await fetchJson(`/jobs?workflow_id=${workflow}&status=completed&limit=1`);
   const last = jobs?.jobs?.[0]?.id;
-  const outputs = last ? (await fetchJson(`/jobs/${last}`))?.outputs : null;
-  for (const [id, output] of Object.entries(outputs ?? {})) onExecuted(id, output, workflow);
+  const job = last ? await fetchJson(`/jobs/${last}`) : null;
+  if (!job || workflow !== workflowId()) return;
+  const asNow = isAsNow(job.workflow?.prompt ?? {});
+  for (const [id, output] of Object.entries(job.outputs ?? {})) onExecuted(id, output, workflow, asNow);
 }
 
 const SETTINGS = [
