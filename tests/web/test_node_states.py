@@ -253,7 +253,10 @@ def test_painting_over_everything(page: Frontend) -> None:
         page.page.mouse.up()
     assert "Your painting covers everything, so every token is computed" in cautions(widget)
     assert headline(widget).startswith("not faster")
+    assert widget.part("tool-clear").is_visible(), "or nobody could erase it"
     shoot(page, "state-painted-all")
+    take(widget, "clear")
+    assert cautions(widget) == "" and headline(widget).startswith("about 1.4x faster")
 
 
 def test_what_ran_in_full_is_not_folded(page: Frontend) -> None:
@@ -270,7 +273,7 @@ def test_what_ran_in_full_is_not_folded(page: Frontend) -> None:
     change(page, NODE, "preset", "express")
     sampled(page, preset="express", width=512, height=512, steps=10)
     widget.wait(lambda widget: "step 10 of 10" in widget.text())
-    assert "Coarse steps run in full, because" in cautions(widget)
+    assert cautions(widget) == "Coarse steps run in full, because another node works on the guidance."
     near(page)
     shoot(page, "state-in-full")
 

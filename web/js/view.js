@@ -219,15 +219,14 @@ export class View {
 
   /** What there is room for: the map where steps are selective, else when it is asked for. @param {Facts} facts */
   #arrange({ run, prediction, changed }) {
-    const kinds = [...(run?.evaluations ?? []).map(({ kind }) => kind), ...(prediction?.plan ?? [])];
     const unknown = !prediction && !run && Boolean(this.source.store);
-    const always = unknown || kinds.includes("selective");
+    const always = unknown || prediction?.paints || run?.evaluations.some(({ kind }) => kind === "selective");
     const something = Boolean(this.run?.w) || !this.brush.empty;
     const open = this.mode !== MODES[0] || always || (something && this.where);
     this.map.hidden = this.painted.hidden = !open;
     this.element.classList.toggle("closed", !open);
     this.map.classList.toggle("changed", changed);
-    this.toggle.hidden = always || !something || this.mode !== MODES[0];
+    this.toggle.hidden = Boolean(always) || !something || this.mode !== MODES[0];
     this.toggle.setAttribute("aria-pressed", String(this.where));
     this.brush.element.hidden = !this.source.store || !always || this.mode !== MODES[0];
     if (this.brush.on && this.brush.element.hidden) this.brush.stop();

@@ -54,12 +54,12 @@ export function cautions({ run, prediction, painted }) {
   return [...found, ...loud(run, prediction)];
 }
 
-/** Notes of a run that did less than was planned, or something else than was asked for. @param {Run | null} run @param {Prediction | null} prediction */
+/** Notes of a run that did something else than was asked for, or, where none says so, of one that ran more steps in full than planned. @param {Run | null} run @param {Prediction | null} prediction */
 function loud(run, prediction) {
   if (!run) return [];
   const left = run.evaluations.filter(({ kind }) => !isFull(kind)).length;
   const short = run.timed && prediction?.exact && left < prediction.plan.filter((kind) => !isFull(kind)).length;
-  return run.notes.filter((note) => short || run.warnings.has(note));
+  return run.notes.filter((note) => (run.warnings.size ? run.warnings.has(note) : short));
 }
 
 /** @param {Run} run @param {number} index @returns {string} */
