@@ -34,6 +34,7 @@ function addWidget(node) {
   const painted = node.widgets?.find((/** @type {any} */ other) => other.name === PAINTED);
   const view = new View({
     palette: () => setting(COLOURS, PALETTES[0]), predict: (painting) => predict(node, painting, ...lastOf(node)),
+    full: (subject) => times.fulls.get(subject?.whole ?? "") ?? null,
     store: painted ? storeIn(node, painted) : null, grown: () => node.graph?.setDirtyCanvas?.(true, true),
   });
   // Last of all widgets, and kept out of file and prompt: values are saved by their place.
@@ -114,7 +115,13 @@ function adopt(node, view) {
 function update(node) {
   const [run, id] = lastOf(node);
   if (node.type === ACCELERATE) hideIgnored(node);
-  views.get(node)?.show(run, run?.subjects?.get(id ?? "") ?? null);
+  views.get(node)?.show(run, run && askedOf(run, id));
+}
+
+/** What was asked of a run; of a node that asks for nothing, as the Report, what the run's own node asked. @param {import("./runs.js").Run} run @param {string | null} id */
+function askedOf(run, id) {
+  const shown = [...(run.subjects ?? [])].find(([other]) => runs.of(workflowId(), other) === run);
+  return run.subjects?.get(id ?? "") ?? shown?.[1] ?? null;
 }
 
 function updateAll() {

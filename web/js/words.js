@@ -5,7 +5,11 @@ import { t } from "./text.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 /** @typedef {import("./prediction.js").Prediction} Prediction */
-/** `run`: the one that is shown, which the prediction is about too. `changed`: there was another, but since then settings changed. @typedef {{ run: Run | null, prediction: Prediction | null, changed: boolean, painted: boolean }} Facts */
+/**
+ * `run`: the one that is shown, which the prediction is about too. `full`: seconds of a full run of the same, where one was timed.
+ * `changed`: there was another run, but since then settings changed.
+ * @typedef {{ run: Run | null, prediction: Prediction | null, full: number | null, changed: boolean, painted: boolean }} Facts
+ */
 
 /** A factor below it is no gain to speak of. */
 const SOME = 1.05;
@@ -17,15 +21,15 @@ export function duration(seconds) {
 }
 
 /** The line on top: how much faster, and how sure that is. @param {Facts} facts @returns {{ strong: string, rest: string }} */
-export function headline({ run, prediction, changed }) {
+export function headline({ run, prediction, full, changed }) {
   const times = run?.timed && !run.interrupted ? measured(run.evaluations) : null;
-  if (times) return { strong: factorText(times.ours, prediction?.full ?? times.full, "faster"), rest: timesText(times.ours, times.full, prediction?.full ?? null) };
-  if (prediction) return ahead(prediction, run);
+  if (times) return { strong: factorText(times.ours, full ?? times.full, "faster"), rest: timesText(times.ours, times.full, full) };
+  if (prediction) return ahead(prediction, run, full);
   return { strong: run ? t("running") : changed ? "" : t("noRun"), rest: "" };
 }
 
-/** @param {Prediction} prediction @param {Run | null} run @returns {{ strong: string, rest: string }} */
-function ahead({ plan, share, steps, step, full }, run) {
+/** @param {Prediction} prediction @param {Run | null} run @param {number | null} full @returns {{ strong: string, rest: string }} */
+function ahead({ plan, share, steps, step }, run, full) {
   const strong = factorText(share, 1, "fasterAbout");
   const each = (run && fullStep(run.evaluations)) ?? step;
   const whole = full ?? (each === null || steps === null ? null : each * plan.length);
