@@ -45,6 +45,11 @@ def headline(widget: Widget) -> str:
     return str(widget.part("").evaluate(HEADLINE))
 
 
+def shown(seconds: float) -> Any:
+    """So many seconds, as precisely as they are written."""
+    return pytest.approx(seconds, abs=0.51 if seconds > 9.9 else 0.06)
+
+
 def legend(widget: Widget) -> list[str]:
     return [str(entry.inner_text()) for entry in widget.part("legend").query_selector_all("span")]
 
@@ -73,8 +78,8 @@ def test_seconds_before_and_after_and_without_about(page: Frontend) -> None:
     run = sampled(page, **small)
     widget.wait(lambda widget: "step 12 of 12" in widget.text())
     ours = sum(message["ms"] for message in run.steps) / 1000
-    found = re.fullmatch(r"(?:[\d.]+x|not) faster([\d.]+) s instead of about ([\d.]+) s", headline(widget))
-    assert found and float(found[1]) == pytest.approx(ours, abs=0.06), headline(widget)
+    found = re.fullmatch(r"(?:[\d.]+x|not) faster([\d.]+) s instead of about [\d.]+ s", headline(widget))
+    assert found and float(found[1]) == shown(ours), headline(widget)
     change(page, NODE, "preset", "custom")
     change(page, NODE, "refresh_interval", 1)
     assert re.fullmatch(r"not faster[\d.]+ s instead of about [\d.]+ s", headline(widget))
@@ -82,12 +87,13 @@ def test_seconds_before_and_after_and_without_about(page: Frontend) -> None:
     timed = sum(message["ms"] for message in full.steps) / 1000
     change(page, NODE, "preset", "balanced")
     found = re.fullmatch(r"about [\d.]+x faster[\d.]+ s instead of ([\d.]+) s", headline(widget))
-    assert found and float(found[1]) == pytest.approx(timed, abs=0.06), headline(widget)
+    assert found and float(found[1]) == shown(timed), headline(widget)
     again = sampled(page, **small, preset="balanced")
     widget.wait(lambda widget: "step 12 of 12" in widget.text())
     ours = sum(message["ms"] for message in again.steps) / 1000
-    expected = f"{timed / ours:.1f}x faster" if timed / ours >= 1.05 else "not faster"
-    assert headline(widget).startswith(expected) and "about" not in headline(widget)
+    found = re.fullmatch(r"(?:([\d.]+)x|not) faster([\d.]+) s instead of ([\d.]+) s", headline(widget))
+    assert found and (float(found[2]), float(found[3])) == (shown(ours), shown(timed)), headline(widget)
+    assert float(found[1] or 1) == pytest.approx(timed / ours, abs=0.06) or (found[1] is None and timed / ours < 1.06)
 
 
 # Inputs
@@ -103,11 +109,9 @@ def test_only_what_the_preset_reads_is_shown(page: Frontend) -> None:
     if page.name == "nodes2":
         rows = "[...document.querySelectorAll('[data-node-id=\"4\"] [data-testid=\"node-widget\"]')].map((row) => row.innerText)"
         assert any("refresh_interval" in row for row in page.page.evaluate(rows))
-        assert page.page.evaluate("document.querySelector('[data-node-id=\"4\"] [data-testid=\"advanced-inputs-button\"]') !== null")
         change(page, NODE, "preset", "balanced")
         page.page.wait_for_timeout(300)
         assert not any("refresh_interval" in row for row in page.page.evaluate(rows))
-        assert page.page.evaluate("document.querySelector('[data-node-id=\"4\"] [data-testid=\"advanced-inputs-button\"]') === null")
 
 
 def test_custom_starts_from_the_preset_before(page: Frontend) -> None:

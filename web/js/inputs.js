@@ -8,8 +8,6 @@ const PRESET = "preset";
 const BY_HAND = ["keep_ratio", "refresh_interval", "warmup_steps", "forecast", "early_refresh", "skipped_steps", "corrector", "coarse_steps"];
 /** Only selective steps keep keys and values. */
 const CACHE = "cache";
-/** The map stands for it. */
-const PAINTED = "painted_tokens";
 
 /** Which inputs a preset reads; null: all, because it is not known which preset it will be. @param {string | undefined} preset @returns {string[] | null} */
 export function readBy(preset) {
@@ -20,14 +18,11 @@ export function readBy(preset) {
   return values && !values.skipped_steps ? [CACHE] : [];
 }
 
-/** Inputs that are advanced while they are shown: Nodes 2.0 offers a button for them, which must not be there for hidden ones. @type {WeakMap<any, boolean>} */
-const advanced = new WeakMap();
-
 /** Hide what the preset ignores, but for inputs with a link, which must be seen. Places and values of widgets stay. @param {any} node */
 export function hideIgnored(node) {
   const read = readBy(effective(node, PRESET));
   const linked = new Set(node.inputs?.filter((/** @type {any} */ input) => input.link != null).map((/** @type {any} */ input) => input.widget?.name));
-  const ours = node.widgets.filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP, PAINTED].includes(name));
+  const ours = node.widgets.filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP].includes(name));
   const changed = ours.filter((/** @type {any} */ widget) => hide(widget, read !== null && !read.includes(widget.name) && !linked.has(widget.name)));
   if (!changed.length) return;
   // Nodes 2.0 reads `options` anew only when the list of widgets is set.
@@ -35,19 +30,17 @@ export function hideIgnored(node) {
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
-/** @param {any} widget @param {boolean} asked @returns {boolean} whether something changed */
-function hide(widget, asked) {
-  const hidden = asked || widget.name === PAINTED;
-  if (!advanced.has(widget)) advanced.set(widget, Boolean(widget.options.advanced));
-  const changed = Boolean(widget.hidden) !== hidden || Boolean(widget.options.advanced) !== (advanced.get(widget) && !hidden);
-  widget.hidden = hidden;
-  Object.assign(widget.options, { hidden, advanced: advanced.get(widget) && !hidden });
+/** @param {any} widget @param {boolean} hidden @returns {boolean} whether something changed */
+function hide(widget, hidden) {
+  const changed = Boolean(widget.hidden) !== hidden;
+  [widget.hidden, widget.options.hidden] = [hidden, hidden];
   return changed;
 }
 
 /**
- * Follow what the user chooses: *custom* starts from the values of the preset before it, and the node grows or shrinks with its rows.
+ * Follow what the user chooses: *custom* starts from the values of the preset before it.
  * @param {any} node
+ * @returns {() => void} to be called when the preset was changed otherwise, as by loading a workflow
  */
 export function followPreset(node) {
   const widget = node.widgets.find((/** @type {any} */ found) => found.name === PRESET);
@@ -59,9 +52,7 @@ export function followPreset(node) {
     // A preset by budget has no values of its own: those that the node has stay.
     for (const name of values ? BY_HAND : []) setValue(node, name, values?.[name]);
     before = widget.value;
-    const rows = node.computeSize()[1];
     hideIgnored(node);
-    node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1] + node.computeSize()[1] - rows)]);
     return result;
   };
   return () => { before = widget.value; };
