@@ -365,7 +365,7 @@ def test_compare_shows_the_full_run(gallery: Gallery, name: str) -> None:
 
 def test_eight_steps_save_what_the_note_says(gallery: Gallery) -> None:
     """The notes of z-image: express computes less, the presets that keep the picture compute all, and at 20 steps leave out 7."""
-    large = {"width": 512, "height": 512}
+    large: dict[str, Any] = {"width": 512, "height": 512}
     assert gallery.run("z-image", **large).kinds == {"coarse": 2, "warmup": 1, "skipped": 3, "refresh": 2}
     for preset in ("quality", "draft"):
         assert "skipped" not in gallery.run("z-image", preset=preset).kinds
