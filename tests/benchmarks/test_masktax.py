@@ -113,7 +113,8 @@ def test_short_calls_are_repeated_and_the_order_is_reversed() -> None:
     assert [len(found) for found in times.values()] == [3, 3]
 
 
-def test_small_is_small() -> None:
+def test_small_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     arguments = parse(["--small"])
     assert (arguments.tokens, arguments.head_dims, arguments.dtypes) == ([1024, 4096], [64, 72], [torch.float32])
     assert parse(["--device", "cuda"]).dtypes == [torch.bfloat16, torch.float16]

@@ -50,7 +50,7 @@ def load_demo_model(path: Path) -> ModelPatcher:
     device = management.get_torch_device()
     supported = list(config.supported_inference_dtypes)
     dtype = management.unet_dtype(model_params=calculate_parameters(state), supported_dtypes=supported, weight_dtype=weight_dtype(state))
-    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported), device=device)
+    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported))
     model = config.get_model(state, "")
     patcher = CoreModelPatcher(model, load_device=device, offload_device=management.unet_offload_device())
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
