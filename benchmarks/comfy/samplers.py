@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from safe_dit_engine.cli.results import environment, markdown_table, psnr_db
+from safe_dit_engine.cli.results import environment, markdown_table
+from safe_dit_engine.closeness import psnr_db
 from safe_dit_engine.presets import PRESETS
 
 from ..command import parser_of, rounded, save

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..closeness import psnr_db
 from ..hosts.diffusers.pipeline import apply
 from ..report import RunReport
 from .clock import now
-from .results import environment, psnr_db
+from .results import environment
 
 DENSE = "dense"
 WARM_UP_STEPS = 2

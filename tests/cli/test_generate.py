@@ -20,7 +20,7 @@ from PIL import Image
 from safe_dit_engine.__main__ import main
 from safe_dit_engine.cli.generate import advice, parse
 from safe_dit_engine.cli.generate_pictures import Maker
-from safe_dit_engine.cli.results import psnr_db
+from safe_dit_engine.closeness import psnr_db
 from safe_dit_engine.hosts.diffusers.loading import TEXTS, Asked, call_arguments
 from safe_dit_engine.hosts.diffusers.pipeline import apply
 
