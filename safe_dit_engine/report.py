@@ -202,6 +202,7 @@ class RunReport:
             "masks": self.masks,
             "mask_counts": self.mask_counts(),
             "notes": self.notes,
+            "warnings": [sentence for sentence, level in self.noted.items() if level is NoteLevel.WARNING],
         }
 
 

@@ -22,6 +22,10 @@ PAINTED = """(canvas) => {
         if (data[i + 3]) { painted++; bright += (data[i] + data[i + 1] + data[i + 2]) / 765; }
     return [painted, bright];
 }"""
+# All that it says, folded or not, but for what is hidden; a line each.
+SAYS = """(element) => ['.headline > *', '.step', '.cautions > *', '.painted', '.line']
+    .flatMap((part) => [...element.querySelectorAll(part)]).filter((part) => !part.closest('[hidden]'))
+    .map((part) => part.textContent).filter(Boolean).join('\\n')"""
 VIEWS = "document.querySelectorAll('.safe-dit').length"
 
 
@@ -39,9 +43,9 @@ class Widget:
         return element.query_selector(f".{name}") if name else element
 
     def text(self) -> str:
-        """What its line says, once drawn."""
+        """What it says, once drawn."""
         self._page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        return str(self.part("line").inner_text())
+        return str(self.part("").evaluate(SAYS))
 
     def painted(self) -> tuple[int, float]:
         """Painted points of its map, and their brightness."""
@@ -51,7 +55,7 @@ class Widget:
 
     def connected(self) -> bool:
         """Whether it is on the page, and has a size."""
-        return bool(self.part("").evaluate("(element) => element.isConnected && element.clientHeight > 150"))
+        return bool(self.part("").evaluate("(element) => element.isConnected && element.clientHeight > 80"))
 
     def wait(self, condition: Callable[[Widget], bool], seconds: float = 20.0) -> None:
         """Until something is so."""
@@ -68,8 +72,8 @@ class Widget:
 
 
 def predicted(widget: Widget) -> int:
-    """The share of dense time, in percent, that it predicts; before a run has told its noise levels it says "about"."""
-    found = re.search(r"predicted (?:about )?(\d+) % of dense time", widget.text())
+    """The share of a full run's work, in percent, that it predicts; before a run has told its noise levels it says "about"."""
+    found = re.search(r"(\d+) % of the work of a full run", widget.text())
     assert found, widget.text()
     return int(found[1])
 

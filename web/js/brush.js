@@ -169,7 +169,7 @@ export class Brush {
    * @returns {boolean} whether it was for the brush
    */
   key(event) {
-    if (!this.on || (event.target instanceof HTMLButtonElement && [" ", "Enter"].includes(event.key))) return false;
+    if (!this.on || (event.target instanceof HTMLElement && event.target.matches("button, summary") && [" ", "Enter"].includes(event.key))) return false;
     const { w, h } = this.painting();
     const [x, y] = [Math.min(this.cursor[0], w - 1), Math.min(this.cursor[1], h - 1)];
     /** @type {Record<string, [number, number]>} */

@@ -119,25 +119,38 @@ export function effective(node, name) {
 
 /** What a run's noise levels depend on, as far as the graph tells. */
 const SAMPLING = ["steps", "scheduler", "denoise", "sampler_name", "start_at_step", "end_at_step", "shift", "max_shift", "base_shift"];
+/** What a full step's time depends on beside the model; some samplers ask the model more than once a step. */
+const SIZE = ["width", "height", "length", "batch_size", "megapixels", "image", "cfg", "sampler_name"];
 
 /**
- * Steps of the sampler that a node leads to, null where they cannot be read; and a text that changes when its noise levels may.
+ * Steps of the sampler that a node leads to, null where they cannot be read; a text that changes when its noise levels may, and one that
+ * changes when the time of a full step may.
  * @param {GraphNode} node
- * @returns {{ steps: number | null, key: string }}
+ * @returns {{ steps: number | null, levels: string, cost: string }}
  */
 export function samplingAhead(node) {
-  /** @type {number | null} */
-  let steps = null;
-  const values = [];
-  for (const ahead of new Set([node, ...reached(node, producers), ...[...reached(node, consumers)].flatMap((found) => [found, ...producers(found)])])) {
-    const names = SAMPLING.filter((name) => ahead.widgets?.some((/** @type {any} */ widget) => widget.name === name));
-    for (const name of names) {
-      const value = effective(ahead, name);
-      values.push([ahead.id, name, value ?? null]);
-      if (name === "steps" && steps === null && Number.isInteger(value) && value > 0) steps = value;
-    }
-  }
-  return { steps, key: JSON.stringify(values) };
+  const before = reached(node, producers);
+  const ahead = [...new Set([node, ...before, ...reached(node, consumers).flatMap((found) => [found, ...producers(found)])])];
+  const levels = ahead.flatMap((found) => valuesIn(found, SAMPLING));
+  const steps = levels.find(([, name, value]) => name === "steps" && Number.isInteger(value) && value > 0)?.[2] ?? null;
+  return { steps, levels: JSON.stringify(levels), cost: costAhead(node) };
+}
+
+/** The model and the size of what is sampled. @param {GraphNode} node */
+function costAhead(node) {
+  const gives = (/** @type {GraphNode} */ found, /** @type {string} */ type) => found.outputs?.some((/** @type {any} */ output) => output.type === type);
+  const sampler = reached(node, consumers).find((found) => gives(found, "LATENT")) ?? node;
+  const parts = [sampler, ...reached(sampler, producers)];
+  // Our own nodes change how many steps are full, not what a full one takes.
+  const models = parts.filter((found) => gives(found, "MODEL") && !found.type.startsWith("SafeDit"));
+  const loaded = models.map((found) => [found.type, found.mode, ...(found.widgets ?? []).map((/** @type {any} */ { value }) => (typeof value === "object" ? null : value))]);
+  return JSON.stringify([loaded, parts.flatMap((found) => valuesIn(found, SIZE)).map(([, name, value]) => [name, value])]);
+}
+
+/** Those of a node's values that have one of these names. @param {GraphNode} node @param {string[]} names @returns {[unknown, string, any][]} */
+function valuesIn(node, names) {
+  const found = names.filter((name) => node.widgets?.some((/** @type {any} */ widget) => widget.name === name));
+  return found.map((name) => [node.id, name, effective(node, name) ?? null]);
 }
 
 /** The nearest node of a type that shares a sampler with `node`. @param {GraphNode} node @param {string} type @returns {GraphNode | null} */
@@ -155,6 +168,20 @@ export function before(owner, name, first) {
   owner[name] = function (/** @type {any[]} */ ...args) {
     first(args[0]);
     return method.apply(this, args);
+  };
+}
+
+/**
+ * Keep what nodes are set to when a prompt is queued: by the time it runs they may be set otherwise.
+ * @param {() => any} look @param {(prompt: string, found: any) => void} keep
+ */
+export function whenQueued(look, keep) {
+  const queue = api.queuePrompt;
+  api.queuePrompt = async function (/** @type {any[]} */ ...args) {
+    const found = look();
+    const answer = await queue.apply(this, args);
+    if (answer?.prompt_id) keep(answer.prompt_id, found);
+    return answer;
   };
 }
 

@@ -1,106 +1,31 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
-import { allNodes, api, app, effective, executionId, fetchJson, partner, remember, samplingAhead, setting, warn, wish, workflowId } from "./comfy.js";
+import { allNodes, api, app, executionId, fetchJson, remember, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
+import { followPreset, hideIgnored, labelPresets } from "./inputs.js";
 import { PALETTES } from "./paint.js";
-import { countsOf, keptTokens } from "./painting.js";
-import { USUAL_SAMPLER, planRun } from "./budget.js";
-import { isFull, predictedShare, usualProgress } from "./plan.js";
+import { fullStep, isFull, measured } from "./plan.js";
+import { ACCELERATE, REPORT, SAMPLER, learnRule, predict, subjectOf, times } from "./prediction.js";
 import { Runs, keyOf } from "./runs.js";
 import { speak } from "./text.js";
 import { View } from "./view.js";
 
-const ACCELERATE = "SafeDitAccelerate";
-const SAMPLER = "SafeDitSelectiveSampler";
-const REPORT = "SafeDitReport";
-const PARTITIONER = "SafeDitPartitioner";
 const WIDGET = "safe_dit_map";
 const PAINTED = "painted_tokens";
 const LIVE = "SafeDit.LiveMap";
 const COLOURS = "SafeDit.Colours";
 const PER_SECOND = "SafeDit.EventsPerSecond";
 const TOASTS = "SafeDit.Toasts";
-const CUSTOM = "custom";
-const SPEEDUP = "speedup";
-const USUAL_STEPS = 20;
-const SMALLEST = 240;
+/** Around an element the classic renderer leaves a margin, above and below. */
+const MARGINS = 20;
+const KEPT_PROMPTS = 64;
 
 const runs = new Runs();
 /** @type {Map<any, View>} by node */
 const views = new Map();
 /** Where each node's element was put: Nodes 2.0 forgets to put the new one there after an undo. @type {Map<string, Element>} */
 const hosts = new Map();
-/** What the last run told of noise levels, by node. @type {WeakMap<any, { key: string, window: string, levels: import("./codec.js").Levels }>} */
-const known = new WeakMap();
-/** @type {{ presets: Record<string, any>, costs: import("./plan.js").Costs } | null} */
-let rule = null;
-
-// Prediction
-
-/** @param {any} node @param {import("./painting.js").Painting} painting */
-function predict(node, painting) {
-  if (!rule || node.type === REPORT) return null;
-  const values = node.type === ACCELERATE ? ofAccelerate(node) : ofSampler(node);
-  if (!values) return null;
-  const { steps, key } = samplingAhead(node);
-  const total = steps ?? USUAL_STEPS;
-  // Noise levels, and which steps start and end percent mean, only a run of this model, scheduler and number of steps tells.
-  const seen = known.get(node);
-  const exact = seen?.key === key && seen.levels.progress.length === total + 1 && seen.window === windowKey(values);
-  const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
-  const levels = exact ? seen.levels : { progress: usualProgress(total), window, coarse: true, ...USUAL_SAMPLER };
-  const plan = planRun(levels.progress, values.warmup_steps, values, levels, levels.window, levels.coarse, rule.costs);
-  const keep = keptShare(values.keep_ratio, painting);
-  const done = keep >= 1 ? plan.map((kind) => (isFull(kind) ? kind : "refresh")) : plan;
-  return { plan: done, share: predictedShare(done, keep, rule.costs), steps, exact };
-}
-
-/** @param {Record<string, any>} values */
-function windowKey({ start_percent, end_percent }) {
-  return `${start_percent} ${end_percent}`;
-}
-
-/** Noise levels of a run are those of the next with the same sampling. @param {any} node @param {import("./codec.js").Levels} levels */
-function learn(node, levels) {
-  const values = node.type === REPORT ? null : node.type === ACCELERATE ? ofAccelerate(node) : ofSampler(node);
-  if (values) known.set(node, { key: samplingAhead(node).key, window: windowKey(values), levels });
-}
-
-/** Share of tokens that a selective step computes: what is painted may force more or fewer than asked for. @param {number} keepRatio @param {import("./painting.js").Painting} painting */
-function keptShare(keepRatio, painting) {
-  const { sensitive, context } = countsOf(painting);
-  const { length } = painting.tokens;
-  return keepRatio >= 1 || !(sensitive || context) ? keepRatio : keptTokens(length, keepRatio, sensitive, context) / length;
-}
-
-/** @param {any} node @param {string[]} names @returns {Record<string, any> | null} null while one of them is unknown */
-function valuesOf(node, names) {
-  const found = Object.fromEntries(names.map((name) => [name, effective(node, name)]));
-  return Object.values(found).includes(undefined) ? null : found;
-}
-
-/** @param {any} node @returns {any} */
-function ofAccelerate(node) {
-  const preset = effective(node, "preset");
-  const names = ["keep_ratio", "refresh_interval", "warmup_steps", "early_refresh", "skipped_steps", "coarse_steps"];
-  const speedup = preset === SPEEDUP ? valuesOf(node, [SPEEDUP]) : {};
-  const values = preset === CUSTOM ? valuesOf(node, names) : rule?.presets[preset === SPEEDUP ? "express" : preset];
-  return values && speedup && { ...whole({ ...values, ...speedup }), start_percent: 0, end_percent: 1 };
-}
-
-/** @param {any} node @returns {any} */
-function ofSampler(node) {
-  const values = valuesOf(node, ["refresh_interval", "start_percent", "end_percent", "early_refresh", "skipped_steps"]);
-  const partitioner = partner(node, PARTITIONER);
-  const partition = partitioner && valuesOf(partitioner, ["keep_ratio", "warmup_steps"]);
-  return values && partition && { ...whole({ ...values, ...partition }) };
-}
-
-/** The classic slider hands out fractions where Python sees whole numbers. @param {Record<string, any>} values */
-function whole(values) {
-  const counts = ["refresh_interval", "warmup_steps", "skipped_steps", "coarse_steps"].map((name) => [name, Math.max(0, Math.floor(values[name] ?? 0))]);
-  const found = { ...values, ...Object.fromEntries(counts) };
-  return { ...found, refresh_interval: Math.max(1, found.refresh_interval) };
-}
+/** What nodes were set to when a prompt was queued, by prompt and execution id. @type {Map<string, Map<string, import("./prediction.js").Subject>>} */
+const asked = new Map();
 
 // Nodes
 
@@ -108,20 +33,34 @@ function whole(values) {
 function addWidget(node) {
   const painted = node.widgets?.find((/** @type {any} */ other) => other.name === PAINTED);
   const view = new View({
-    palette: () => setting(COLOURS, PALETTES[0]), predict: (painting) => predict(node, painting), store: painted ? storeIn(node, painted) : null,
+    palette: () => setting(COLOURS, PALETTES[0]), predict: (painting) => predict(node, painting, ...lastOf(node)),
+    store: painted ? storeIn(node, painted) : null, grown: () => node.graph?.setDirtyCanvas?.(true, true),
   });
   // Last of all widgets, and kept out of file and prompt: values are saved by their place.
   const widget = node.addDOMWidget(WIDGET, WIDGET, view.element, {
-    serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => SMALLEST, getValue: () => "", setValue: () => {},
+    serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => view.needed + MARGINS, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
   views.set(node, view);
   for (const other of node.widgets) if (other !== widget) chain(other, "callback", () => requestAnimationFrame(() => view.refresh()));
+  if (node.comfyClass === ACCELERATE) addPresets(node);
   chain(node, "onAdded", () => begin(node, view));
   chain(node, "onRemoved", () => end(node));
   chain(node, "onConfigure", () => update(node));
   forwardWheel(view.element);
   if (node.graph) begin(node, view);
+}
+
+/** @param {any} node */
+function addPresets(node) {
+  labelPresets(node, () => lastOf(node));
+  chain(node, "onConfigure", followPreset(node));
+}
+
+/** The last run that a node shows, and its id. @param {any} node @returns {[import("./runs.js").Run | null, string | null]} */
+function lastOf(node) {
+  const id = executionId(node);
+  return [id === null ? null : runs.of(workflowId(), id), id];
 }
 
 /** What is painted is kept in a hidden widget of the node: so it is saved, copied, undone and sent as any other value. @param {any} node @param {any} widget */
@@ -173,8 +112,9 @@ function adopt(node, view) {
 
 /** Show a node what it is to show. @param {any} node */
 function update(node) {
-  const id = executionId(node);
-  views.get(node)?.show(id === null ? null : runs.of(workflowId(), id));
+  const [run, id] = lastOf(node);
+  if (node.type === ACCELERATE) hideIgnored(node);
+  views.get(node)?.show(run, run?.subjects?.get(id ?? "") ?? null);
 }
 
 function updateAll() {
@@ -197,15 +137,42 @@ function forwardWheel(element) {
 
 // What the server says
 
+/** What our nodes are set to now, by execution id. */
+function subjectsNow() {
+  return new Map([...allNodes()].filter(([, node]) => views.has(node) && node.type !== REPORT).map(([id, node]) => [id, subjectOf(node)]));
+}
+
+/** @param {string} prompt @param {Map<string, import("./prediction.js").Subject>} subjects */
+function keepAsked(prompt, subjects) {
+  asked.set(prompt, subjects);
+  for (const old of asked.keys()) if (asked.size > KEPT_PROMPTS) asked.delete(old);
+}
+
 /** @param {any} message */
 function onStep(message) {
   const run = runs.step(message);
   if (!run || message.workflow !== workflowId()) return;
-  for (const [id, node] of allNodes()) {
-    if (!views.has(node) || runs.of(workflowId(), id) !== run) continue;
-    if (run.evaluations.length === 1 && run.levels) learn(node, run.levels);
-    update(node);
+  // A prompt that another page or a script queued: as far as this page knows, it is what its own nodes are set to.
+  run.subjects ??= asked.get(message.prompt_id) ?? subjectsNow();
+  if (run.timed) keepTimes(run);
+  for (const [id, node] of allNodes()) if (views.has(node) && runs.of(workflowId(), id) === run) update(node);
+}
+
+/** Seconds of a run that is over, for the next one's prediction. @param {import("./runs.js").Run} run */
+function keepTimes(run) {
+  const [found, step] = [measured(run.evaluations), fullStep(run.evaluations)];
+  if (!found || step === null) return;
+  for (const [id, { cost, whole }] of run.subjects ?? []) {
+    if (runs.of(workflowId(), id) !== run) continue;
+    times.stepTimed(cost, step);
+    if (run.evaluations.every(({ kind }) => isFull(kind))) times.fullTimed(whole, found.ours);
   }
+}
+
+/** @param {string} prompt @param {import("./runs.js").Ended} how */
+function onEnd(prompt, how) {
+  runs.end(prompt, how);
+  refreshAll();
 }
 
 /** Once a run and cause: the server says it once, and what comes twice all the same is known. @param {any} message */
@@ -220,8 +187,10 @@ function onNote(message) {
 function onExecuted(id, output, workflow) {
   const record = output?.safe_dit?.[0];
   if (!record) return;
-  runs.record(record, workflow, id);
+  const run = runs.record(record, workflow, id);
   if (workflow !== workflowId()) return;
+  if (run) run.subjects ??= asked.get(record.ids?.prompt_id) ?? subjectsNow();
+  if (run) keepTimes(run);
   updateAll();
   const node = [...allNodes()].find(([found]) => found === id)?.[1];
   if (views.has(node)) fetchPictures(node, output.safe_dit_pictures ?? []);
@@ -278,7 +247,10 @@ const SETTINGS = [
 ];
 
 function refreshAll() {
-  for (const view of views.values()) view.refresh();
+  for (const [node, view] of views) {
+    if (node.type === ACCELERATE) hideIgnored(node);
+    view.refresh();
+  }
 }
 
 /** Tell the server what this tab wants; a setting that is just being changed still has its old value, so the new one is handed in. */
@@ -296,10 +268,13 @@ app.registerExtension({
     api.addEventListener("safe_dit.note", (/** @type {any} */ { detail }) => onNote(detail));
     api.addEventListener("executed", (/** @type {any} */ { detail }) => onExecuted(String(detail.node), detail.output, workflowOf(detail)));
     api.addEventListener("b_preview_with_metadata", (/** @type {any} */ { detail }) => onPreview(detail));
+    for (const [event, how] of /** @type {const} */ ([["success", "done"], ["interrupted", "interrupted"], ["error", "failed"]]))
+      api.addEventListener(`execution_${event}`, (/** @type {any} */ { detail }) => onEnd(detail.prompt_id, how));
+    whenQueued(subjectsNow, keepAsked);
     api.addEventListener("reconnected", () => tell());
     api.addEventListener("status", once(() => tell()));
     api.addEventListener("graphChanged", refreshAll);
-    rule = await fetchJson("/safe_dit/rule");
+    learnRule(await fetchJson("/safe_dit/rule"));
     tell();
     updateAll();
   },

@@ -123,15 +123,26 @@ export function predictedShare(plan, keepRatio, costs) {
   return plan.reduce((sum, kind) => sum + cost[kind], 0) / Math.max(plan.length, 1);
 }
 
-/**
- * Share of dense time that a finished run took: its milliseconds over those of as many full steps, judged by its own full steps.
- * @param {readonly { kind: Kind, ms: number }[]} evaluations
- * @returns {number | null} null until a full step was seen
- */
-export function measuredShare(evaluations) {
+/** @typedef {readonly { step: number, kind: Kind, ms: number }[]} Evaluations */
+
+/** Milliseconds of a run's full evaluations, the one in the middle. @param {Evaluations} evaluations @returns {number | null} null until one was seen */
+function fullEvaluation(evaluations) {
   const full = evaluations.filter(({ kind }) => isFull(kind)).map(({ ms }) => ms);
-  if (!full.length) return null;
-  const sorted = full.sort((a, b) => a - b);
-  const middle = sorted[Math.floor(sorted.length / 2)];
-  return evaluations.reduce((sum, { ms }) => sum + ms, 0) / (middle * evaluations.length);
+  return full.length ? full.sort((a, b) => a - b)[Math.floor(full.length / 2)] : null;
+}
+
+/** Seconds of a full step of a run, judged by those it had; some samplers evaluate a step more than once. @param {Evaluations} evaluations @returns {number | null} */
+export function fullStep(evaluations) {
+  const middle = fullEvaluation(evaluations);
+  return middle === null ? null : (middle * evaluations.length) / new Set(evaluations.map(({ step }) => step)).size / 1000;
+}
+
+/**
+ * Seconds that a finished run's steps took, and seconds of as many full steps, judged by its own.
+ * @param {Evaluations} evaluations
+ * @returns {{ ours: number, full: number } | null} null until a full step was seen
+ */
+export function measured(evaluations) {
+  const middle = fullEvaluation(evaluations);
+  return middle === null ? null : { ours: evaluations.reduce((sum, { ms }) => sum + ms, 0) / 1000, full: (middle * evaluations.length) / 1000 };
 }

@@ -3,6 +3,7 @@
 import { readNote, readRecord, readStep } from "./codec.js";
 
 /** @typedef {import("./codec.js").Evaluation} Evaluation */
+/** How a run ended; null while it goes on. @typedef {"done" | "interrupted" | "failed" | null} Ended */
 
 const KEPT = 48;
 const KEPT_SENTENCES = 500;
@@ -22,11 +23,18 @@ export class Run {
     this.cache = 0;
     /** @type {number[] | null} */
     this.masks = null;
+    /** Whether nothing of it is missing: the Report's record was read. */
     this.finished = false;
+    /** @type {Ended} */
+    this.ended = null;
+    /** What nodes were set to when it was queued, by execution id. @type {Map<string, import("./prediction.js").Subject> | null} */
+    this.subjects = null;
     /** @type {import("./codec.js").Levels | null} */
     this.levels = null;
     /** @type {string[]} */
     this.notes = [];
+    /** Those of the notes that say that something else was done than asked for. @type {Set<string>} */
+    this.warnings = new Set();
   }
 
   /** @param {import("./codec.js").Header} header */
@@ -37,6 +45,21 @@ export class Run {
     this.cache = Math.max(this.cache, cache);
     this.masks = masks ?? this.masks;
     this.levels = levels ?? this.levels;
+  }
+
+  /** Whether its last step was heard of. */
+  get complete() {
+    return this.finished || (this.evaluations.at(-1)?.step ?? -1) + 1 >= this.total;
+  }
+
+  /** Whether it ended too early. */
+  get interrupted() {
+    return this.ended === "interrupted" || this.ended === "failed";
+  }
+
+  /** Whether it is over and every evaluation is known, so that its time is. */
+  get timed() {
+    return this.complete && (this.finished || this.evaluations.length >= this.total);
   }
 
   /** Place of each evaluation on the timeline: its step; or its number, where a sampler evaluates steps more than once. */
@@ -87,7 +110,9 @@ export class Runs {
     if (!read || this.heard.has(heard)) return null;
     this.heard.add(heard);
     for (const old of this.heard) if (this.heard.size > KEPT_SENTENCES) this.heard.delete(old);
-    this.byKey.get(keyOf(message))?.notes.push(read.sentence);
+    const run = this.byKey.get(keyOf(message));
+    run?.notes.push(read.sentence);
+    if (read.warning) run?.warnings.add(read.sentence);
     return read;
   }
 
@@ -112,8 +137,18 @@ export class Runs {
       return { ...evaluation, mask: heard?.mask ?? evaluation.mask };
     });
     run.notes = Array.isArray(record.notes) ? record.notes.map(String) : [];
-    run.finished = true;
+    run.warnings = new Set(Array.isArray(record.warnings) ? record.warnings.map(String) : []);
+    [run.finished, run.ended] = [true, "done"];
     return run;
+  }
+
+  /**
+   * A prompt is over.
+   * @param {string} prompt
+   * @param {Ended} how
+   */
+  end(prompt, how) {
+    for (const [key, run] of this.byKey) if (key.startsWith(`${prompt}|`)) run.ended = run.complete ? "done" : how;
   }
 
   /**

@@ -1,44 +1,15 @@
 // @ts-check
-/** The widget on a node: map of active tokens, timeline, a line of text. Knows nothing of ComfyUI. */
+/** The widget on a node: what is saved, the steps as bars, the map of active tokens. Knows nothing of ComfyUI. */
 import { Brush } from "./brush.js";
-import { KIND_STYLE, lookup, pixels } from "./paint.js";
-import { isFull, measuredShare } from "./plan.js";
+import { lookup, pixels } from "./paint.js";
+import { addStyle, make, neededHeight, say } from "./style.js";
 import { t } from "./text.js";
+import { barsOf, drawBars, writeLegend } from "./timeline.js";
+import { cautions, details, headline, stepLine } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
-/** @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null, exact: boolean } | null} Prediction */
-
-const STYLE = `
-.safe-dit { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%; min-height: 220px; padding: 4px;
-  font: 12px/1.35 system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); border-radius: 6px; outline: none; }
-.safe-dit:focus-visible { box-shadow: 0 0 0 2px var(--p-primary-color, #60a5fa); }
-.safe-dit canvas { display: block; width: 100%; min-height: 0; }
-.safe-dit .map { flex: 1 1 0; }
-.safe-dit .timeline { flex: none; height: 36px; cursor: ew-resize; touch-action: none; }
-.safe-dit .map.painting { cursor: crosshair; touch-action: none; }
-.safe-dit .modes, .safe-dit .tools { display: flex; flex-wrap: wrap; gap: 4px; flex: none; }
-.safe-dit .modes[hidden], .safe-dit .tools[hidden], .safe-dit button[hidden] { display: none; }
-.safe-dit button { font: inherit; color: inherit; background: transparent; border: 1px solid currentColor; border-radius: 4px; padding: 0 6px; cursor: pointer; }
-.safe-dit button[aria-pressed="true"] { color: var(--comfy-input-bg, #222); background: var(--input-text, #ddd); }
-.safe-dit .line { flex: none; white-space: pre-line; overflow-wrap: anywhere; }
-`;
-
-function addStyle() {
-  if (document.getElementById("safe-dit-style")) return;
-  const style = document.createElement("style");
-  style.id = "safe-dit-style";
-  style.textContent = STYLE;
-  document.head.append(style);
-}
-
-/** @param {string} tag @param {string} name @param {Record<string, string>} attributes */
-function make(tag, name, attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.dataset.testid = `safe-dit-${name}`;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
+/** @typedef {import("./prediction.js").Prediction} Prediction */
+/** @typedef {import("./words.js").Facts} Facts */
 
 /** What the map's place shows. */
 const MODES = ["map", "compare", "difference"];
@@ -47,35 +18,56 @@ const RAISED = 4;
 
 export class View {
   /**
-   * @param {{ palette: () => string, predict: (painting: import("./painting.js").Painting) => Prediction, store: import("./brush.js").Store | null }} source
-   *   `store`: where what is painted on the map is kept; null where it cannot be painted on
+   * @param {{ palette: () => string, predict: (painting: import("./painting.js").Painting) => Prediction | null, store: import("./brush.js").Store | null, grown: () => void }} source
+   *   `store`: where what is painted on the map is kept; null where it cannot be painted on. `grown`: told when another height is needed
    */
   constructor(source) {
     addStyle();
     this.source = source;
-    /** @type {Run | null} */
+    /** @type {Run | null} the last one */
     this.run = null;
+    /** What was asked of it. @type {import("./prediction.js").Subject | null} */
+    this.asked = null;
+    /** Whether the map is to be seen where no step is selective. */
+    this.where = false;
+    /** Height that all of it needs. */
+    this.needed = 120;
     /** @type {number | null} the evaluation looked at; null follows the newest */
     this.at = null;
     /** @type {ImageBitmap | null} */
     this.preview = null;
     this.drawn = 0;
     this.element = make("div", "safe-dit", { tabindex: "0", role: "group" });
-    this.map = /** @type {HTMLCanvasElement} */ (make("canvas", "map", { role: "img" }));
-    this.timeline = /** @type {HTMLCanvasElement} */ (make("canvas", "timeline", { role: "slider", tabindex: "-1" }));
+    this.headline = make("div", "headline");
+    this.headline.append(document.createElement("strong"), document.createElement("span"));
+    this.timeline = /** @type {HTMLCanvasElement} */ (make("canvas", "timeline", { role: "slider", tabindex: "-1", "data-least": "timeline" }));
+    this.legend = make("div", "legend");
+    this.step = make("div", "step");
+    this.cautions = make("div", "cautions", { role: "status" });
+    this.map = /** @type {HTMLCanvasElement} */ (make("canvas", "map", { role: "img", "data-least": "map" }));
+    this.toggle = this.#pushable("where", () => { this.where = !this.where; });
+    this.painted = make("div", "painted");
+    this.more = make("details", "more");
     this.line = make("div", "line");
+    const summary = document.createElement("summary");
+    summary.textContent = t("details");
+    this.more.append(summary, this.line);
+    this.more.addEventListener("toggle", () => this.refresh());
     /** @type {[ImageBitmap, ImageBitmap] | null} accelerated and dense */
     this.pictures = null;
     this.mode = MODES[0];
     /** Where the slider between the two pictures stands, 0..1. */
     this.split = 0.5;
     this.modes = make("div", "modes", { hidden: "" });
-    this.buttons = MODES.map((mode) => this.#button(mode));
+    this.buttons = MODES.map((mode) => this.#pushable(`mode-${mode}`, () => this.#switch(mode)));
+    this.buttons[0].setAttribute("aria-pressed", "true");
     this.modes.append(...this.buttons);
     this.brush = new Brush(this.map, source.store, {
       refresh: () => this.refresh(), begin: () => this.#switch(MODES[0]), grid: () => (this.run?.w ? this.run : null), box: (grid) => this.#box(grid),
     });
-    this.element.append(this.modes, this.brush.element, this.map, this.timeline, this.line);
+    this.element.append(
+      this.headline, this.timeline, this.legend, this.step, this.cautions, this.modes, this.toggle, this.brush.element, this.map, this.painted, this.more,
+    );
     this.tokens = document.createElement("canvas");
     this.resizes = new ResizeObserver(() => this.refresh());
     this.#listen();
@@ -92,9 +84,10 @@ export class View {
     this.drawn = 0;
   }
 
-  /** @param {Run | null} run */
-  show(run) {
+  /** @param {Run | null} run @param {import("./prediction.js").Subject | null} asked what was asked of it */
+  show(run, asked) {
     if (run !== this.run) [this.run, this.at, this.preview] = [run, null, null];
+    this.asked = asked;
     this.refresh();
   }
 
@@ -127,19 +120,20 @@ export class View {
     this.refresh();
   }
 
-  /** @param {string} mode */
-  #button(mode) {
-    const button = make("button", `mode-${mode}`, { type: "button", "aria-pressed": String(mode === MODES[0]) });
-    button.textContent = t(`mode_${mode}`);
+  /** @param {string} name @param {() => void} action */
+  #pushable(name, action) {
+    const button = make("button", name, { type: "button", "aria-pressed": "false" });
+    button.textContent = t(name.replace("-", "_"));
     button.addEventListener("pointerdown", (event) => event.stopPropagation());
-    button.addEventListener("click", () => this.#switch(mode));
+    button.addEventListener("click", () => { action(); this.refresh(); });
     return button;
   }
 
   /** @param {string} mode */
   #switch(mode) {
     this.mode = mode;
-    if (mode !== MODES[0]) this.brush.stop();
+    if (mode === MODES[0]) this.where ||= Boolean(this.pictures);
+    else this.brush.stop();
     for (const button of this.buttons) button.setAttribute("aria-pressed", String(button.className === `mode-${mode}`));
     this.refresh();
   }
@@ -206,11 +200,46 @@ export class View {
   }
 
   #draw() {
-    const prediction = this.source.predict(this.brush.painting());
+    const facts = this.#facts();
+    this.#arrange(facts);
     if (this.mode === "map") this.#drawMap();
     else this.#drawPictures();
-    this.#drawTimeline(prediction);
-    this.#write(prediction);
+    this.#drawTimeline(facts);
+    this.#write(facts);
+    this.#grow();
+  }
+
+  /** The run and what is predicted, of the same thing: a finished run is left for the next one's plan as soon as settings differ. @returns {Facts} */
+  #facts() {
+    const prediction = this.source.predict(this.brush.painting());
+    const other = Boolean(this.run && prediction && this.asked && this.asked.key !== prediction.subject.key);
+    const changed = other && Boolean(this.run?.ended || this.run?.complete);
+    return { run: changed ? null : this.run, prediction: other && !changed ? null : prediction, changed, painted: !this.brush.empty };
+  }
+
+  /** What there is room for: the map where steps are selective, else when it is asked for. @param {Facts} facts */
+  #arrange({ run, prediction, changed }) {
+    const kinds = [...(run?.evaluations ?? []).map(({ kind }) => kind), ...(prediction?.plan ?? [])];
+    const unknown = !prediction && !run && Boolean(this.source.store);
+    const always = unknown || kinds.includes("selective");
+    const something = Boolean(this.run?.w) || !this.brush.empty;
+    const open = this.mode !== MODES[0] || always || (something && this.where);
+    this.map.hidden = this.painted.hidden = !open;
+    this.element.classList.toggle("closed", !open);
+    this.map.classList.toggle("changed", changed);
+    this.toggle.hidden = always || !something || this.mode !== MODES[0];
+    this.toggle.setAttribute("aria-pressed", String(this.where));
+    this.brush.element.hidden = !this.source.store || !always || this.mode !== MODES[0];
+    if (this.brush.on && this.brush.element.hidden) this.brush.stop();
+  }
+
+  /** Ask for another height where another is needed. */
+  #grow() {
+    const needed = neededHeight(this.element);
+    if (needed === null || needed === this.needed || this.brush.stroke) return;
+    this.needed = needed;
+    this.element.style.minHeight = `${needed}px`;
+    this.source.grown();
   }
 
   /** @param {HTMLCanvasElement} canvas */
@@ -278,71 +307,48 @@ export class View {
     context.fillRect(at - scale, 0, 2 * scale, height);
   }
 
-  /** @param {Prediction} prediction */
-  #drawTimeline(prediction) {
-    const { context, width, height, scale } = this.#sized(this.timeline);
-    const places = this.run?.places() ?? [];
-    const expected = this.run?.finished ? [] : prediction?.plan ?? [];
-    const slot = width / (this.run ? this.#slots() : Math.max(expected.length, 1));
-    const draw = (/** @type {number} */ place, /** @type {import("./plan.js").Kind} */ kind, /** @type {number} */ alpha) => {
-      const bar = Math.max(KIND_STYLE[kind].height * (height - 6 * scale), 2);
-      context.globalAlpha = alpha;
-      context.fillStyle = KIND_STYLE[kind].colour;
-      context.fillRect(place * slot + slot * 0.08, height - bar, slot * 0.84, bar);
-    };
-    const next = places.length ? places[places.length - 1] + 1 : 0;
-    expected.forEach((kind, place) => { if (place >= next && place * slot < width) draw(place, kind, 0.4); });
-    places.forEach((place, i) => draw(place, /** @type {Run} */ (this.run).evaluations[i].kind, 1));
-    context.globalAlpha = 1;
-    if (this.index < 0) return;
-    context.strokeStyle = getComputedStyle(this.element).color;
-    context.lineWidth = 2 * scale;
-    context.strokeRect(places[this.index] * slot + scale, scale, Math.max(slot - 2 * scale, scale), height - 2 * scale);
+  /** @param {Facts} facts */
+  #drawTimeline({ run, prediction }) {
+    const bars = barsOf(run, prediction?.plan ?? []);
+    const slots = Math.max(run ? this.#slots() : 0, ...bars.map(({ place }) => place + 1), 1);
+    drawBars(this.#sized(this.timeline), bars, slots, run && this.index >= 0 ? run.places()[this.index] : null);
+    writeLegend(this.legend, bars);
   }
 
-  /** @param {Prediction} prediction */
-  #write(prediction) {
+  /** @param {Facts} facts */
+  #write(facts) {
     // Lines that come and go would move the map away under the pointer that draws on it.
     if (this.brush.stroke) return;
-    const painted = [...this.brush.words(), this.#idleLine(prediction)];
-    const lines = [this.#stepLine(), this.#shareLine(prediction), ...painted, ...(this.run?.notes ?? [])].filter(Boolean);
-    this.line.textContent = lines.join("\n");
-    this.element.setAttribute("aria-label", `${t("title")}: ${lines.join(". ")}`);
+    const { strong, rest } = headline(facts);
+    say(/** @type {HTMLElement} */ (this.headline.firstChild), strong);
+    say(/** @type {HTMLElement} */ (this.headline.lastChild), rest);
+    const step = facts.run && this.index >= 0 ? stepLine(facts.run, this.index) : facts.changed ? t("changed") : "";
+    say(this.step, step);
+    this.#caution(cautions(facts));
+    say(this.painted, this.brush.words().join("\n"));
+    say(this.line, details(facts, this.index).join("\n"));
+    this.step.hidden = !step;
+    this.more.hidden = !this.line.textContent;
+    this.element.setAttribute("aria-label", `${t("title")}: ${[strong, rest, ...cautions(facts), step].filter(Boolean).join(". ")}`);
     this.map.setAttribute("aria-label", t(this.brush.on ? "aboutPainting" : this.mode === "map" ? "map" : `about_${this.mode}`));
-    const count = this.run?.evaluations.length ?? 0;
-    const values = { "aria-label": t("timeline"), "aria-valuemin": 0, "aria-valuemax": Math.max(count - 1, 0), "aria-valuenow": Math.max(this.index, 0) };
+    this.#describeTimeline(facts.run, step);
+  }
+
+  /** @param {string[]} sentences */
+  #caution(sentences) {
+    if ([...this.cautions.children].map(({ textContent }) => textContent).join("\n") === sentences.join("\n")) return;
+    this.cautions.replaceChildren(...sentences.map((sentence) => {
+      const line = document.createElement("p");
+      line.textContent = sentence;
+      return line;
+    }));
+  }
+
+  /** @param {Run | null} run @param {string} step */
+  #describeTimeline(run, step) {
+    const count = run?.evaluations.length ?? 0;
+    const values = { "aria-label": t("timeline"), "aria-valuemin": 0, "aria-valuemax": Math.max(count - 1, 0), "aria-valuenow": run ? Math.max(this.index, 0) : 0 };
     for (const [key, value] of Object.entries(values)) this.timeline.setAttribute(key, String(value));
-    this.timeline.setAttribute("aria-valuetext", this.#stepLine());
-  }
-
-  /** That a painting will do nothing; a run that is over has said so itself. @param {Prediction} prediction */
-  #idleLine(prediction) {
-    const idle = prediction && !prediction.plan.includes("selective") && !this.brush.empty && !this.run?.notes.length;
-    return idle ? t("paintingIdle") : "";
-  }
-
-  #stepLine() {
-    const { run, index } = this;
-    if (!run || index < 0) return t("noRun");
-    const { step, kind, rows, ms } = run.evaluations[index];
-    const parts = [t("step", { step: step + 1, total: run.total }), t(kind)];
-    if (rows[1]) parts.push(t("rows", { active: rows[0].toLocaleString(), total: rows[1].toLocaleString() }));
-    parts.push(`${ms.toFixed(ms < 10 ? 1 : 0)} ms`);
-    if (run.cache) parts.push(t("cache", { size: (run.cache / 2 ** 20).toFixed(1) }));
-    if (run.masks) parts.push(run.masks[1] ? t("masks", { done: run.masks[2] + run.masks[3], of: run.masks[1] }) : t("noMasks"));
-    return parts.join(" \u00b7 ");
-  }
-
-  /** @param {Prediction} prediction */
-  #shareLine(prediction) {
-    const measured = this.run?.finished || (this.run && this.run.evaluations.length >= this.run.total) ? measuredShare(this.run.evaluations) : null;
-    const parts = [];
-    if (prediction) {
-      const full = prediction.plan.filter(isFull).length;
-      const values = { share: Math.round(100 * prediction.share), full, steps: prediction.plan.length };
-      parts.push(t(prediction.steps === null ? "predictedUnknown" : prediction.exact ? "predicted" : "predictedAbout", values));
-    }
-    if (measured !== null) parts.push(t("measured", { share: Math.round(100 * measured) }));
-    return parts.join(" \u00b7 ");
+    this.timeline.setAttribute("aria-valuetext", step);
   }
 }

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { planRun } from "../../../web/js/budget.js";
-import { measuredShare, predictedShare } from "../../../web/js/plan.js";
+import { fullStep, measured, predictedShare } from "../../../web/js/plan.js";
 
 const fixture = JSON.parse(readFileSync(new URL("../../fixtures/plans.json", import.meta.url), "utf8"));
 
@@ -20,7 +20,10 @@ test("the plan and its cost are those of the engine", () => {
 });
 
 test("a run is measured against its own full steps", () => {
-  const run = /** @type {any[]} */ ([["warmup", 10], ["refresh", 12], ["skipped", 0], ["refresh", 11], ["selective", 3]].map(([kind, ms]) => ({ kind, ms })));
-  assert.equal(measuredShare(run), 36 / (11 * 5));
-  assert.equal(measuredShare(run.slice(2, 3)), null);
+  const kinds = [["warmup", 10], ["refresh", 12], ["skipped", 0], ["refresh", 11], ["selective", 3]];
+  const run = /** @type {any[]} */ (kinds.map(([kind, ms], step) => ({ step, kind, ms })));
+  assert.deepEqual(measured(run), { ours: 0.036, full: 0.055 });
+  assert.equal(measured(run.slice(2, 3)), null);
+  assert.equal(fullStep(run), 0.011);
+  assert.equal(fullStep(run.flatMap((evaluation) => [evaluation, evaluation])), 0.022, "two evaluations a step");
 });

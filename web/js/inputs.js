@@ -1,0 +1,73 @@
+// @ts-check
+/** The inputs of SAFE-DiT Accelerate: those that a preset ignores are hidden, and the presets are shown with what they save. */
+import { effective } from "./comfy.js";
+import { CUSTOM, SPEEDUP, presetFactor, presetValues } from "./prediction.js";
+import { t } from "./text.js";
+
+const PRESET = "preset";
+const BY_HAND = ["keep_ratio", "refresh_interval", "warmup_steps", "forecast", "early_refresh", "skipped_steps", "corrector", "coarse_steps"];
+/** Only selective steps keep keys and values. */
+const CACHE = "cache";
+
+/** Which inputs a preset reads; null: all, because it is not known which preset it will be. @param {string | undefined} preset @returns {string[] | null} */
+export function readBy(preset) {
+  if (preset === undefined) return null;
+  if (preset === CUSTOM) return [...BY_HAND, CACHE];
+  if (preset === SPEEDUP) return [SPEEDUP];
+  const values = presetValues(preset);
+  return values && !values.skipped_steps ? [CACHE] : [];
+}
+
+/** Hide what the preset ignores, but for inputs with a link, which must be seen. Places and values of widgets stay. @param {any} node */
+export function hideIgnored(node) {
+  const read = readBy(effective(node, PRESET));
+  let changed = false;
+  for (const widget of (node.widgets ?? []).filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP].includes(name))) {
+    const linked = node.inputs?.some((/** @type {any} */ input) => input.widget?.name === widget.name && input.link != null);
+    const hidden = Boolean(read) && !read?.includes(widget.name) && !linked;
+    if (Boolean(widget.hidden) !== hidden) changed = true;
+    widget.hidden = hidden;
+    widget.options.hidden = hidden;
+  }
+  if (!changed) return;
+  // Nodes 2.0 reads `options` anew only when the list of widgets is set.
+  node.widgets = [...node.widgets];
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * Follow what the user chooses: *custom* starts from the values of the preset before it, and the node grows or shrinks with its rows.
+ * @param {any} node
+ */
+export function followPreset(node) {
+  const widget = node.widgets.find((/** @type {any} */ found) => found.name === PRESET);
+  let before = widget.value;
+  const { callback } = widget;
+  widget.callback = function (/** @type {any[]} */ ...args) {
+    const result = callback?.apply(this, args);
+    const values = widget.value === CUSTOM && before !== CUSTOM ? presetValues(before) : null;
+    // A preset by budget has no values of its own: those that the node has stay.
+    for (const name of values ? BY_HAND : []) setValue(node, name, values?.[name]);
+    before = widget.value;
+    const rows = node.computeSize()[1];
+    hideIgnored(node);
+    node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1] + node.computeSize()[1] - rows)]);
+    return result;
+  };
+  return () => { before = widget.value; };
+}
+
+/** @param {any} node @param {string} name @param {unknown} value */
+function setValue(node, name, value) {
+  const widget = node.widgets.find((/** @type {any} */ found) => found.name === name);
+  if (widget && value !== undefined) widget.value = value;
+}
+
+/** Show the presets with how many times faster they are; what is saved and sent stays the preset's name. @param {any} node @param {() => [import("./runs.js").Run | null, string | null]} shown the last run, and the node's id */
+export function labelPresets(node, shown) {
+  const widget = node.widgets.find((/** @type {any} */ found) => found.name === PRESET);
+  widget.options.getOptionLabel = (/** @type {string | null} */ preset) => {
+    const factor = preset ? presetFactor(node, preset, ...shown()) : null;
+    return factor === null ? (preset ?? "") : t("presetFactor", { preset: preset ?? "", factor: factor.toFixed(1) });
+  };
+}
