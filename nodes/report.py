@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..safe_dit_engine.hosts.comfy.beside import beside_dense, ran_without
 from ..safe_dit_engine.hosts.comfy.prompt import whole_prompt
 from ..safe_dit_engine.hosts.comfy.reports import report_upstream, sampled_upstream
+from ..safe_dit_engine.hosts.comfy.sampler_times import seconds_of
 from ..safe_dit_engine.tokens.pictures import sensitivity_mask, token_map
 
 NO_RUN = (
@@ -62,8 +63,8 @@ class SafeDitReport(io.ComfyNode):
         prompt, parents = whole_prompt(dynamic), dynamic.ephemeral_parents
         report = report_upstream(prompt, node_id, parents)
         sampler = sampled_upstream(prompt, node_id, parents)
-        without = NO_RUN if sampler is None else ran_without(prompt, sampler)
-        text = without if report is None else report.text()
+        missing = NO_RUN if sampler is None else ran_without(prompt, sampler)
+        text = missing if report is None else report.text()
         if picture is not None and dense is not None:
             text = f"{text}\n{beside_dense(prompt, node_id, picture, dense)}"
         record = {} if report is None else report.record()
@@ -71,6 +72,8 @@ class SafeDitReport(io.ComfyNode):
         found = (None, None) if report is None else (report.sensitivity, report.partition)
         mask, tokens = sensitivity_mask(*found, samples.shape), token_map(*found, samples.shape)
         shown = {"safe_dit": [record], "text": [text], "safe_dit_pictures": _pair(cls, picture, dense)}
+        if report is None and sampler is not None:
+            shown["safe_dit_without"] = [seconds_of(prompt, sampler)]
         return io.NodeOutput(latent, mask, tokens, text, ui=shown)
 
 

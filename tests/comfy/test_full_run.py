@@ -10,6 +10,7 @@ import pytest
 
 from devtools.server import ComfyServer, RunResult
 from safe_dit_engine.hosts.comfy.full_run import bypassed, is_same, pictures_after, without_us
+from safe_dit_engine.hosts.comfy.sampler_times import without_loading
 
 from .test_nodes_on_server import Nodes, accelerated, four_nodes, node, pixels, plain, text_of
 
@@ -93,6 +94,20 @@ def test_the_report_says_times_and_closeness_beside_a_dense_picture(server: Comf
     assert re.fullmatch(rf"beside the dense picture: {times}; PSNR [\d.]+ dB \(higher is closer\)", told), told
     prompt["report"]["inputs"]["dense"] = ["ours", 0]
     assert text_of(server.run(prompt)).endswith("; the same picture, bit for bit")
+
+
+@pytest.mark.parametrize(
+    ("marks", "seconds"),
+    [
+        ([0.0, 1.0, 2.0, 3.0, 3.5], 3.5),  # all of it
+        ([0.0, 9.0, 10.0, 10.1, 11.0], 3.0),  # eight seconds of loading
+        ([0.0, 1.9, 2.9, 3.9], 3.9),  # a slow first step is no loading
+        ([0.0, 9.0, 9.1], 9.1),  # one step: nothing to judge it by
+        ([0.0, 4.0], 4.0),  # a node that tells of no steps
+    ],
+)
+def test_loading_the_model_is_no_sampling(marks: list[float], seconds: float) -> None:
+    assert without_loading(marks) == pytest.approx(seconds)
 
 
 # What stands in a prompt

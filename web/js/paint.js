@@ -55,3 +55,37 @@ export function pixels({ w, h, sens }, kind, active, colours, alpha = 255) {
   }
   return found;
 }
+
+/**
+ * What the two pictures of a slider are: the dense one to the left, the accelerated one to the right.
+ * @param {CanvasRenderingContext2D} context
+ * @param {readonly [number, number, number, number]} box where the pictures lie
+ * @param {number} scale points of the canvas in one of the page
+ * @param {[string, string]} labels of the accelerated and the dense picture
+ */
+export function drawLabels(context, [x, y, width, height], scale, [accelerated, dense]) {
+  const [margin, line] = [6 * scale, 18 * scale];
+  context.font = `${12 * scale}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  const draw = (/** @type {string} */ text, /** @type {number} */ left, /** @type {number} */ wide) => {
+    context.fillStyle = "rgba(0, 0, 0, 0.65)";
+    context.fillRect(left, y + height - line - margin, wide, line);
+    context.fillStyle = "#fff";
+    context.fillText(text, left + margin, y + height - margin - line / 2);
+  };
+  const wide = (/** @type {string} */ text) => context.measureText(text).width + 2 * margin;
+  draw(dense, x + margin, wide(dense));
+  draw(accelerated, x + width - margin - wide(accelerated), wide(accelerated));
+}
+
+/** How close two pictures of one size are: PSNR in dB, infinite where they are equal. @param {ImageBitmap} first @param {ImageBitmap} second */
+export function closeness(first, second) {
+  const [one, other] = [first, second].map((picture) => {
+    const context = /** @type {OffscreenCanvasRenderingContext2D} */ (new OffscreenCanvas(first.width, first.height).getContext("2d"));
+    context.drawImage(picture, 0, 0);
+    return context.getImageData(0, 0, first.width, first.height).data;
+  });
+  const squares = one.reduce((sum, value, i) => sum + (value - other[i]) ** 2, 0);
+  // Of four values a point has one is its opacity, which is always the same.
+  return 10 * Math.log10((255 ** 2 * one.length * 0.75) / squares);
+}

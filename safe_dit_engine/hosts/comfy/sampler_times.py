@@ -13,9 +13,9 @@ from .reports import samples
 EVENT = "progress_state"
 KEPT_TIMES = 128
 
-# Of the newest runs, by `run_key`; and when the nodes that are executing began, by prompt and node.
+# Of the newest runs, by `run_key`; and of nodes that are executing when they began and when each of their steps ended, by prompt and node.
 _seconds: OrderedDict[str, float] = OrderedDict()
-_began: dict[tuple[str, str], float] = {}
+_marks: dict[tuple[str, str], dict[float, float]] = {}
 
 
 def listen(server: Any) -> None:
@@ -24,28 +24,39 @@ def listen(server: Any) -> None:
 
     def send_sync(event: Any, data: Any, sid: str | None = None) -> None:
         if event == EVENT:
-            _take(data["prompt_id"], {node_id: node["state"] for node_id, node in data["nodes"].items()})
+            _take(data["prompt_id"], data["nodes"])
         send(event, data, sid)
 
     server.send_sync = send_sync
 
 
-def _take(prompt_id: str, states: dict[str, str]) -> None:
+def _take(prompt_id: str, nodes: dict[str, dict[str, Any]]) -> None:
     now = time.perf_counter()
     # A node that was interrupted never finishes: what another prompt began is over.
-    for stale in [key for key in _began if key[0] != prompt_id]:
-        del _began[stale]
-    for node_id, state in states.items():
-        if state == "running":
-            _began.setdefault((prompt_id, node_id), now)
-        elif (prompt_id, node_id) in _began:
-            _finish(node_id, now - _began.pop((prompt_id, node_id)))
+    for stale in [key for key in _marks if key[0] != prompt_id]:
+        del _marks[stale]
+    for node_id, node in nodes.items():
+        if node["state"] == "running":
+            _marks.setdefault((prompt_id, node_id), {}).setdefault(node["value"], now)
+        elif (prompt_id, node_id) in _marks:
+            _finish(node_id, [*_marks.pop((prompt_id, node_id)).values(), now])
 
 
-def _finish(node_id: str, seconds: float) -> None:
+def _finish(node_id: str, marks: list[float]) -> None:
     prompt = whole_prompt(dynamic_prompt())
     if samples(prompt.get(node_id, {}).get("class_type")):
-        keep_newest(_seconds, run_key(prompt, node_id), seconds, KEPT_TIMES)
+        keep_newest(_seconds, run_key(prompt, node_id), without_loading(marks), KEPT_TIMES)
+
+
+def without_loading(marks: list[float]) -> float:
+    """Seconds from the first mark to the last: the beginning of a node, the end of each of its steps, and its own end.
+
+    A first step that took more than twice as long as every other one waited for the model to be loaded or compiled: it counts as the
+    longest of the others.
+    """
+    first, *others = [after - before for before, after in zip(marks[:-1], marks[1:-1], strict=False)] or [0.0]
+    whole = marks[-1] - marks[0]
+    return whole - first + max(others) if others and first > 2 * max(others) else whole
 
 
 def seconds_of(prompt: dict[str, Any], sampler: str) -> float | None:
