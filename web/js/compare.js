@@ -9,10 +9,13 @@ import { duration } from "./words.js";
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {{ why?: string, prompt: any, workflow: any, shown: string[], preset: string | null }} Offer */
+/** Two finished prompts, the last run and the full one, and the node that shows a picture of both. @typedef {{ node: string, last: string, full: string, shown: string, preset: string | null }} Pair */
 
 const PRESET = "preset";
 /** By speed. */
 const PRESETS = ["quality", "balanced", "fast", "draft", "express"];
+/** Of this tab: the comparison that is shown again after a reload or an undo. */
+const KEPT = "SafeDit.Comparison";
 const SEEDS = ["seed", "noise_seed"];
 
 /** Prompts that were queued here: what they say is not about a run of the user's. @type {Set<string>} */
@@ -86,7 +89,19 @@ async function queueFull(node, view, last) {
   const entry = await finished(full);
   if (entry?.status?.status_str !== "success") return "stopped";
   // Meanwhile the next run may have begun.
-  return view.run === run ? show(view, offer, last, full, asked) : "changed";
+  if (view.run !== run) return "changed";
+  const { shown, preset } = offer;
+  /** @type {Pair} */
+  const pair = { node: String(executionId(node)), last, full, shown: shown[0], preset };
+  sessionStorage.setItem(KEPT, JSON.stringify(pair));
+  return show(view, pair, asked);
+}
+
+/** The comparison that a prompt was queued for. @param {string | undefined} full @returns {Pair | null} */
+export function comparisonBy(full) {
+  /** @type {Pair | null} */
+  const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+  return kept?.full === full ? kept : null;
 }
 
 /** @param {Offer} offer @returns {Promise<string>} id of the prompt */
@@ -108,11 +123,11 @@ async function finished(id) {
   }
 }
 
-/** @param {View} view @param {Offer} offer @param {string} last @param {string} full @param {View["asked"]} asked @returns {Promise<string | null>} */
-async function show(view, { shown, preset }, last, full, asked) {
-  const [ours, plain] = await Promise.all([last, full].map((id) => pictureOf(id, shown[0])));
+/** Open the slider. @param {View} view @param {Pair} pair @param {View["asked"]} asked what was asked of the last run @returns {Promise<string | null>} why there is nothing to show */
+export async function show(view, { last, full, shown, preset }, asked) {
+  const [ours, plain] = await Promise.all([last, full].map((id) => pictureOf(id, shown)));
   if (!ours || !plain) return "gone";
-  const [seconds, fullSeconds] = await Promise.all([last, full].map((id) => secondsOf(id, shown[0])));
+  const [seconds, fullSeconds] = await Promise.all([last, full].map((id) => secondsOf(id, shown)));
   if (asked && fullSeconds) times.fullTimed(asked.whole, fullSeconds);
   view.compare([ours, plain], [label(preset ?? t("accelerated"), seconds), label(t("full"), fullSeconds)]);
   const close = closeness(ours, plain);

@@ -1,7 +1,7 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
 import { allNodes, api, app, executionId, fetchJson, setWidget, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
-import { addComparison, isFullRun } from "./compare.js";
+import { addComparison, comparisonBy, isFullRun, show } from "./compare.js";
 import { followPreset, hideIgnored, labelPresets } from "./inputs.js";
 import { menuItems, openMenuFrom } from "./menu.js";
 import { PALETTES } from "./paint.js";
@@ -227,13 +227,17 @@ async function onPreview({ blob, realNodeId, jobId, promptId }) {
   }
 }
 
-/** The page was loaded anew: the last finished job of this workflow still has its record. */
+/** The page was loaded anew: the last finished job of this workflow still has its record; where that was a full run to compare with, the one before it has. */
 async function restore() {
   const workflow = workflowId();
   const jobs = await fetchJson(`/jobs?workflow_id=${workflow}&status=completed&limit=1`);
-  const last = jobs?.jobs?.[0]?.id;
+  const newest = jobs?.jobs?.[0]?.id;
+  const pair = comparisonBy(newest);
+  const last = pair?.last ?? newest;
   const outputs = last ? (await fetchJson(`/jobs/${last}`))?.outputs : null;
   for (const [id, output] of Object.entries(outputs ?? {})) onExecuted(id, output, workflow);
+  const view = views.get([...allNodes()].find(([id]) => id === pair?.node)?.[1]);
+  if (pair && view?.run?.key.startsWith(pair.last)) await show(view, pair, view.asked);
 }
 
 const SETTINGS = [

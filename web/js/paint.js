@@ -57,25 +57,27 @@ export function pixels({ w, h, sens }, kind, active, colours, alpha = 255) {
 }
 
 /**
- * What the two pictures of a slider are: the dense one to the left, the accelerated one to the right.
+ * What the two pictures of a slider are: the dense one to the left, the accelerated one to the right, above it where there is no room beside.
  * @param {CanvasRenderingContext2D} context
- * @param {readonly [number, number, number, number]} box where the pictures lie
+ * @param {{ width: number, bottom: number }} place
  * @param {number} scale points of the canvas in one of the page
  * @param {[string, string]} labels of the accelerated and the dense picture
  */
-export function drawLabels(context, [x, y, width, height], scale, [accelerated, dense]) {
+export function drawLabels(context, { width, bottom }, scale, [accelerated, dense]) {
   const [margin, line] = [6 * scale, 18 * scale];
   context.font = `${12 * scale}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const draw = (/** @type {string} */ text, /** @type {number} */ left, /** @type {number} */ wide) => {
-    context.fillStyle = "rgba(0, 0, 0, 0.65)";
-    context.fillRect(left, y + height - line - margin, wide, line);
-    context.fillStyle = "#fff";
-    context.fillText(text, left + margin, y + height - margin - line / 2);
-  };
   const wide = (/** @type {string} */ text) => context.measureText(text).width + 2 * margin;
-  draw(dense, x + margin, wide(dense));
-  draw(accelerated, x + width - margin - wide(accelerated), wide(accelerated));
+  const draw = (/** @type {string} */ text, /** @type {number} */ left, /** @type {number} */ top) => {
+    context.fillStyle = "rgba(0, 0, 0, 0.65)";
+    context.fillRect(left, top, wide(text), line);
+    context.fillStyle = "#fff";
+    context.fillText(text, left + margin, top + line / 2);
+  };
+  const top = bottom - line - margin;
+  const above = wide(dense) + wide(accelerated) + 3 * margin > width;
+  draw(dense, margin, top);
+  draw(accelerated, width - margin - wide(accelerated), above ? top - line : top);
 }
 
 /** How close two pictures of one size are: PSNR in dB, infinite where they are equal. @param {ImageBitmap} first @param {ImageBitmap} second */

@@ -319,7 +319,7 @@ export class View {
     context.restore();
     context.fillStyle = "#fff";
     context.fillRect(at - scale, 0, 2 * scale, height);
-    if (this.labels) drawLabels(context, box, scale, this.labels);
+    if (this.labels) drawLabels(context, { width, bottom: box[1] + h }, scale, this.labels);
   }
 
   /** @param {Facts} facts */
