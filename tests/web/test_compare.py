@@ -69,7 +69,8 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
     taken = [server.get_json(f"/safe_dit/seconds?prompt_id={found}&node={id_of(workflow, SAVE)}") for found in ids]
     assert labels(widget) == pytest.approx(taken, rel=0.02), "as measured, but for rounding"
     (record,) = run.outputs[id_of(workflow, REPORT)]["safe_dit"]
-    assert taken == pytest.approx([record["seconds"], whole_seconds(server, ids[1])], rel=0.05)
+    whole = whole_seconds(server, ids[1])
+    assert taken[0] == pytest.approx(record["seconds"], rel=0.05) and 0.8 * whole < taken[1] < whole
     after = page.serialize()
     assert (kept_by_node(after), after["links"], page.page.evaluate(UNDO)) == (kept_by_node(workflow), workflow["links"], undo)
     assert " s instead of " in widget.text() and "about" not in widget.text()
@@ -84,7 +85,7 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
 
 
 def whole_seconds(server: ComfyServer, prompt_id: str) -> float:
-    """How long a prompt took by ComfyUI's own history; nearly all of it is sampling."""
+    """How long a prompt took by ComfyUI's own history; most of it is sampling."""
     messages = {kind: data["timestamp"] for kind, data in server.get_json(f"/history/{prompt_id}")[prompt_id]["status"]["messages"]}
     return (messages["execution_success"] - messages["execution_start"]) / 1000
 
@@ -151,13 +152,14 @@ def test_the_four_nodes_are_compared_on_the_sampler(page: Frontend) -> None:
 def test_the_next_preset(page: Frontend) -> None:
     widget = opened(page)
     preset = "app.graph.getNodeById(4).widgets.find(({ name }) => name === 'preset').value"
-    presses = (("faster", "fast"), ("faster", "draft"), ("faster", "express"), ("faster", "express"), ("closer", "draft"))
-    for name, expected in presses:
+    for name, expected in (("faster", "fast"), ("faster", "draft"), ("faster", "express"), ("closer", "draft")):
         widget.part(f"preset_{name}").click()
         assert page.page.evaluate(preset) == expected
     shoot(page, "next-preset")
     page.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
     page.page.wait_for_function(f"{preset} === 'express'")
+    widget.part("preset_faster").click()
+    assert "There is no next preset in this direction" in answer(widget)
 
 
 def test_a_bypassed_node_is_told_of_on_the_report(page: Frontend) -> None:
@@ -167,7 +169,7 @@ def test_a_bypassed_node_is_told_of_on_the_report(page: Frontend) -> None:
     tiny(page)
     report.wait(lambda report: "The sampler ran without SAFE-DiT, whose node is bypassed" in answer(report))
     assert re.search(r"It took [\d.]+ s\.$", answer(report))
-    assert "no run yet" in report.text()
+    assert "no run yet" not in report.text()
     shoot(page, "bypassed")
 
 
@@ -209,6 +211,24 @@ def test_the_node_is_put_in_by_a_menu_and_taken_back_in_one_step(page: Frontend,
     page.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
     page.page.wait_for_function("!app.graph.nodes.some(({ type }) => type === 'SafeDitAccelerate')")
     assert kept_by_node(page.serialize()) == kept_by_node(before)
+
+
+@pytest.mark.parametrize("clicked", [7, 1], ids=["sampler", "loader"])
+def test_the_node_is_put_in_inside_a_subgraph(page: Frontend, clicked: int) -> None:
+    without_accelerate(page)
+    page.page.evaluate(
+        """([id, wanted]) => {
+            const { node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
+            app.collectNodeMenuItems(node.subgraph.nodes[0]).find(({ content }) => content === wanted).callback();
+        }""",
+        [clicked, PUT_IN],
+    )
+    prompt = page.prompt()
+    (added,) = (node_id for node_id, node in prompt.items() if node["class_type"] == ACCELERATE)
+    kinds = {kind: next(key for key, node in prompt.items() if node["class_type"] == kind) for kind in ("KSampler", "SafeDitDemoModel")}
+    assert ":" in added
+    assert prompt[added]["inputs"]["model"] == [kinds["SafeDitDemoModel"], 0]
+    assert prompt[kinds["KSampler"]]["inputs"]["model"] == [added, 0]
 
 
 def right_click(page: Frontend, node_id: int) -> None:

@@ -37,7 +37,7 @@ export function addComparison(node, view) {
     await compareWithFull(node, view).finally(() => { compare.disabled = false; });
   });
   bar.append(compare);
-  if (node.widgets.some((/** @type {any} */ widget) => widget.name === PRESET)) bar.append(...presetSteps(node));
+  if (node.widgets.some((/** @type {any} */ widget) => widget.name === PRESET)) bar.append(...presetSteps(node, view));
   view.answer.before(bar);
 }
 
@@ -52,11 +52,12 @@ function button(name, text, about, press) {
 
 // To the next preset
 
-/** @param {any} node */
-function presetSteps(node) {
+/** @param {any} node @param {View} view */
+function presetSteps(node, view) {
   return [["preset_closer", -1], ["preset_faster", 1]].map(([name, by]) => button(String(name), t(String(name)), t(`about_${name}`), () => {
     const next = nextPreset(node, Number(by));
     if (next) setWidget(node, PRESET, next);
+    else view.tell(t("noPreset", { presets: PRESETS.join(", ") }));
   }));
 }
 

@@ -335,6 +335,7 @@ export class View {
     // Lines that come and go would move the map away under the pointer that draws on it.
     if (this.brush.stroke) return;
     const { strong, rest } = headline(facts);
+    this.headline.hidden = !facts.run && !facts.prediction && !this.answer.hidden;
     say(/** @type {HTMLElement} */ (this.headline.firstChild), strong);
     say(/** @type {HTMLElement} */ (this.headline.lastChild), rest);
     const step = facts.run && this.index >= 0 ? stepLine(facts.run, this.index) : facts.changed ? t("changed") : "";
