@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..closeness import psnr_db
 from ..hosts.diffusers.pipeline import apply
-from ..report import RunReport
+from ..report import RunReport, psnr_db
 from .clock import now
 from .results import environment
 

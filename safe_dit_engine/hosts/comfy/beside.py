@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...closeness import psnr_db
+from ...report import psnr_db
 from .prompt import is_link
 from .sampler_times import sampling_seconds, seconds_of
 
