@@ -10,9 +10,6 @@ import { t } from "./text.js";
 const ACCELERATE = "SafeDitAccelerate";
 const OURS = "SafeDit";
 const MODEL = "MODEL";
-/** Ends of a subgraph's links that are no nodes. */
-const SUBGRAPH_INPUT = -10;
-const SUBGRAPH_OUTPUT = -20;
 const GAP = 60;
 const TITLE = 30;
 const SMALLEST_SIDE = 512;
@@ -48,7 +45,14 @@ function placeFor(node) {
   if (consumer) return [...modelsBefore(consumer)].some(is(ACCELERATE)) ? null : placeBefore(consumer);
   const output = node.outputs?.findIndex(is(MODEL)) ?? -1;
   const accelerated = [...allNodes()].some(([, other]) => other.type === ACCELERATE && [...modelsBefore(other)].includes(node));
-  return output < 0 || accelerated ? null : { node, output };
+  const inside = node.outputs?.[output]?.links?.every((/** @type {number} */ id) => nodeAt(node.graph, id, "target_id")) ?? true;
+  return output < 0 || accelerated || !inside ? null : { node, output };
+}
+
+/** The node at one end of a link; null at the border of a subgraph, where nothing is put in. @param {any} graph @param {number | null} link @param {"origin_id" | "target_id"} end */
+function nodeAt(graph, link, end) {
+  const found = linkOf(graph, link);
+  return found && graph.getNodeById(found[end]);
 }
 
 /** The node that takes the model for a sampler: itself, or its guider. @param {any} node */
@@ -78,7 +82,7 @@ function before(node) {
 /** @param {any} node @returns {Place | null} */
 function placeBefore(node) {
   const input = node.inputs.findIndex(is(MODEL));
-  return node.inputs[input].link == null ? null : { node, input };
+  return nodeAt(node.graph, node.inputs[input].link, "origin_id") ? { node, input } : null;
 }
 
 /** @param {any} clicked @param {Place} place */
@@ -97,8 +101,7 @@ function insert(clicked, { node, input, output }) {
 function leadInto(node, slot, added) {
   const { graph } = node;
   const link = linkOf(graph, node.inputs[slot].link);
-  if (link.origin_id === SUBGRAPH_INPUT) graph.inputs[link.origin_slot].connect(added.inputs[0], added);
-  else graph.getNodeById(link.origin_id).connect(link.origin_slot, added, 0);
+  graph.getNodeById(link.origin_id).connect(link.origin_slot, added, 0);
   added.connect(0, node, slot);
 }
 
@@ -107,10 +110,7 @@ function leadFrom(node, slot, added) {
   const { graph } = node;
   const links = [...(node.outputs[slot].links ?? [])].map((id) => linkOf(graph, id));
   const ends = links.map(({ target_id, target_slot }) => ({ target_id, target_slot }));
-  for (const { target_id, target_slot } of ends) {
-    if (target_id === SUBGRAPH_OUTPUT) graph.outputs[target_slot].connect(added.outputs[0], added);
-    else added.connect(0, graph.getNodeById(target_id), target_slot);
-  }
+  for (const { target_id, target_slot } of ends) added.connect(0, graph.getNodeById(target_id), target_slot);
   node.connect(slot, added, 0);
 }
 
