@@ -24,7 +24,7 @@ def node(*args: str) -> str:
 
 def test_pure_modules() -> None:
     printed = node("--test", "--test-reporter=tap", *sorted(str(path) for path in TESTS.glob("*.test.mjs")))
-    assert "# pass 36" in printed and "# fail 0" in printed, printed
+    assert "# pass 47" in printed and "# fail 0" in printed, printed
 
 
 def test_types() -> None:

@@ -86,8 +86,10 @@ def test_one_toast_for_a_fallback_and_run(page: Frontend) -> None:
 def test_what_only_informs_is_no_toast(page: Frontend) -> None:
     widget = roomy(page)
     page.page.evaluate(LISTEN)
+    change(page, 4, "preset", "paper")
     take(widget, "paint")
     page.page.mouse.click(*place(widget, 3, 3))
+    change(page, 4, "preset", "balanced")
     sampled(page)
     widget.wait(lambda widget: "What was painted on the map has no effect" in widget.text())
     assert toasts(page) == []

@@ -9,7 +9,7 @@ from devtools.server import ComfyServer
 
 from .conftest import QUEUE, Frontend, opened_page, read_workflow
 from .graphs import ACCELERATE, fresh_seed, id_of, sampled
-from .widget import VIEWS, Widget, opened
+from .widget import VIEWS, Widget, opened, shows_no_run
 
 
 def test_loaded_anew_it_is_still_there(page: Frontend) -> None:
@@ -17,11 +17,16 @@ def test_loaded_anew_it_is_still_there(page: Frontend) -> None:
     workflow = {**read_workflow("quickstart"), "id": str(uuid.uuid4())}
     page.load(workflow)
     sampled(page, preset="paper")  # it has a map
+    saved = page.serialize()
     page.open()
-    page.load(workflow)
+    page.load(saved)
     widget.wait(Widget.connected)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     assert widget.painted()[0] > 1000
+    page.open()
+    page.load(workflow)
+    widget.wait(lambda widget: "Settings changed since the last run" in widget.text())
+    assert "step 16 of 16" not in widget.text() and "of 20 steps in full" in widget.text()
 
 
 def test_a_second_workflow_with_the_same_ids_shows_nothing(page: Frontend) -> None:
@@ -30,9 +35,10 @@ def test_a_second_workflow_with_the_same_ids_shows_nothing(page: Frontend) -> No
     page.load(first)
     sampled(page)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
+    first = page.serialize()
     page.load({**first, "id": str(uuid.uuid4())})
     page.page.wait_for_timeout(1000)
-    assert "no run yet" in widget.text() and widget.painted() == (0, 0)
+    assert shows_no_run(widget)
     page.load(first)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     page.page.wait_for_timeout(500)
@@ -44,12 +50,13 @@ def test_a_run_ends_while_another_workflow_with_the_same_ids_is_open(page: Front
     page.load(first)
     page.set_widgets(width=512, height=512, steps=16, seed=fresh_seed())
     assert page.page.evaluate(QUEUE)
+    first = page.serialize()
     page.load(second)
     assert page.page.evaluate("safeDitRun.ended") is None, "over too soon to show anything"
     page.page.wait_for_function("safeDitRun.ended", timeout=120_000)
     page.page.wait_for_timeout(500)
     widget = Widget(page, id_of(second, ACCELERATE))
-    assert "no run yet" in widget.text() and widget.painted() == (0, 0)
+    assert shows_no_run(widget)
     page.load(first)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
 
@@ -59,6 +66,7 @@ def test_a_record_that_comes_after_another_workflow_was_opened(page: Frontend) -
     first, second = ({**read_workflow("quickstart"), "id": str(uuid.uuid4())} for _ in range(2))
     page.load(first)
     sampled(page)
+    first = page.serialize()
     page.open()
     held: list[Route] = []
     page.page.route(f"**/jobs?workflow_id={first['id']}*", lambda route: held.append(route))
@@ -69,7 +77,7 @@ def test_a_record_that_comes_after_another_workflow_was_opened(page: Frontend) -
     held[0].continue_()
     page.page.wait_for_timeout(1000)
     page.page.unroute_all()
-    assert "no run yet" in widget.text() and widget.painted() == (0, 0)
+    assert shows_no_run(widget)
     page.load(first)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
 
@@ -81,4 +89,4 @@ def test_another_tab_hears_nothing(page: Frontend, browser: Browser, server: Com
         there = Widget(other, id_of(workflow, ACCELERATE))
         opened(page)
         sampled(page)
-        assert "no run yet" in there.text()
+        assert shows_no_run(there)

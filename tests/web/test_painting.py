@@ -51,9 +51,16 @@ def masks(run: Any) -> list[np.ndarray]:
     return [mask[: message["w"] * message["h"]].reshape(message["h"], message["w"]) for mask, message in zip(bits, found, strict=True)]
 
 
+def paintable(page: Frontend) -> Widget:
+    """A large node with a preset that has selective steps."""
+    widget = roomy(page)
+    change(page, 4, "preset", "paper")
+    return widget
+
+
 def painted(page: Frontend) -> Widget:
     """A workflow with the first row painted sensitive and the last one context."""
-    widget = roomy(page)
+    widget = paintable(page)
     take(widget, "paint", "sensitive")
     drag(page, widget, (0, 0), (15, 0))
     take(widget, "context")
@@ -96,7 +103,7 @@ def test_a_painting_of_another_size_is_resized(page: Frontend) -> None:
 
 
 def test_after_a_run_it_is_painted_on_the_grid_of_the_run(page: Frontend) -> None:
-    widget = roomy(page)
+    widget = paintable(page)
     sampled(page, **CUSTOM, width=512, height=256)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     take(widget, "paint")
@@ -117,7 +124,7 @@ def test_erasing_and_clearing(page: Frontend) -> None:
 
 
 def test_keys(page: Frontend) -> None:
-    widget = roomy(page)
+    widget = paintable(page)
     take(widget, "paint")
     for key in ("ArrowRight", "ArrowDown", "s", "End", "c", "ArrowUp", "Enter", "Home", " ", "Delete"):
         widget.press(key)
@@ -132,7 +139,7 @@ def test_keys(page: Frontend) -> None:
 @pytest.mark.parametrize("tool", ["mouse", "touch", "pen"])
 def test_pointers(page: Frontend, tool: str) -> None:
     """Painting does not move or select anything in the graph, and no finger pans it meanwhile."""
-    widget = roomy(page)
+    widget = paintable(page)
     take(widget, "paint")
     before = page.page.evaluate("JSON.stringify([app.canvas.ds.offset, [...app.graph.getNodeById(4).pos]])")
     assert widget.part("map").evaluate("(map) => getComputedStyle(map).touchAction") == "none"
@@ -211,7 +218,7 @@ def test_it_is_hidden_but_saved_and_sent(page: Frontend) -> None:
 
 def test_the_map_stays_in_place_under_the_pointer(page: Frontend) -> None:
     """The first token painted adds lines of text below the map, which would make it smaller while it is drawn on."""
-    widget = roomy(page)
+    widget = paintable(page)
     take(widget, "paint", "sensitive")
     before = widget.part("map").bounding_box()
     page.page.mouse.move(*place(widget, 0, 8))
@@ -273,15 +280,23 @@ def test_an_older_workflow_keeps_its_values(page: Frontend, name: str) -> None:
 
 
 def test_a_setting_without_selective_steps_says_so(page: Frontend) -> None:
+    """It is not lost either: under the balanced preset it is kept, and seen where one asks for the map."""
     widget = painted(page)
-    assert "what is painted has no effect" in widget.text()
+    assert "What is painted has no effect" not in widget.text()
+    text = stored(page)
+    change(page, 4, "preset", "balanced")
+    assert "What is painted has no effect" in widget.text()
+    assert not widget.part("tools").is_visible() and not widget.part("map").is_visible()
+    widget.part("where").click()
+    assert widget.painted()[0] > 1000 and stored(page) == text
     run = sampled(page)
     (note,) = run.outputs["8"]["safe_dit"][0]["notes"]
     assert note.startswith("What was painted on the map has no effect: no step of this run computes a part of the tokens.")
     change(page, 4, "preset", "paper")
     page.load({**page.serialize(), "id": str(uuid.uuid4())})
     widget.wait(Widget.connected)
-    assert "what is painted has no effect" not in widget.text()
+    assert "What is painted has no effect" not in widget.text()
+    assert stored(page) == text and widget.part("tools").is_visible()
 
 
 def test_the_sampler_node_paints_too(page: Frontend) -> None:
@@ -293,7 +308,7 @@ def test_the_sampler_node_paints_too(page: Frontend) -> None:
 
 
 def test_the_prediction_counts_what_is_painted(page: Frontend) -> None:
-    widget = roomy(page)
+    widget = paintable(page)
     for name, value in {**CUSTOM, "keep_ratio": 0.1}.items():
         change(page, 4, name, value)
     few = predicted(widget)

@@ -11,7 +11,7 @@ from safe_dit_engine.presets import PRESETS
 
 from .conftest import Frontend, PageRun, read_workflow
 from .graphs import ACCELERATE, REPORT, SMALL, fresh_seed, sampled
-from .widget import VIEWS, WIDGET, Widget, change, opened, predicted, shoot
+from .widget import SAYS, VIEWS, WIDGET, Widget, change, opened, predicted, shoot, shows_no_run
 
 # A run
 
@@ -19,11 +19,10 @@ from .widget import VIEWS, WIDGET, Widget, change, opened, predicted, shoot
 @pytest.mark.parametrize("node_type", [ACCELERATE, REPORT])
 def test_a_run_is_drawn(page: Frontend, node_type: str) -> None:
     widget = opened(page, node_type=node_type)
-    assert "no run yet" in widget.text()
-    assert widget.painted() == (0, 0)
+    assert shows_no_run(widget)
     sampled(page, preset="paper")  # where whole steps alone are skipped there is no map
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
-    assert "measured" in widget.text() and "no masks" in widget.text()
+    assert " instead of about " in widget.text() and "no masks" in widget.text()
     assert widget.painted()[0] > 1000
     shoot(page, f"run-{node_type}")
 
@@ -34,7 +33,7 @@ def test_it_is_drawn_while_it_samples(page: Frontend) -> None:
     assert page.page.evaluate("app.queuePrompt(0)")
     widget.wait(lambda widget: "step" in widget.text() and "of 16" in widget.text(), 60)
     seen = widget.text().split(" of 16")[0]
-    assert "measured" not in widget.text()
+    assert widget.text().startswith("about "), "predicted until it is over"
     shoot(page, "live")
     widget.wait(lambda widget: "step 16 of 16" in widget.text(), 120)
     assert seen != "step 16"
@@ -42,7 +41,7 @@ def test_it_is_drawn_while_it_samples(page: Frontend) -> None:
 
 def test_the_four_nodes_show_it_on_the_sampler_with_its_tokens(page: Frontend) -> None:
     widget = opened(page, "four-nodes", "SafeDitSelectiveSampler")
-    assert "predicted" in widget.text()
+    assert "of the work of a full run" in widget.text()
     sampled(page)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     widget.press("ArrowLeft")
@@ -124,7 +123,7 @@ def two_samplers(workflow: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_prediction_follows_the_inputs(page: Frontend) -> None:
     widget = opened(page)
-    assert "predicted about 50 % of dense time (10 of 20 steps in full)" in widget.text()
+    assert "about 50 % of the work of a full run (10 of 20 steps in full)" in widget.text()
     change(page, 4, "preset", "custom")
     change(page, 4, "refresh_interval", 1)
     assert predicted(widget) == 100
@@ -142,28 +141,28 @@ def test_the_prediction_is_exact_once_a_run_told_its_noise_levels(page: Frontend
     """The demo model's steps lie otherwise than those the page takes for usual: there one full step fewer is planned."""
     widget = opened(page)
     change(page, 7, "steps", 14)
-    assert "predicted about 64 % of dense time (9 of 14 steps in full)" in widget.text()
+    assert "about 64 % of the work of a full run (9 of 14 steps in full)" in widget.text()
     run = sampled(page, steps=14)
     widget.wait(lambda widget: "step 14 of 14" in widget.text())
     assert sum(message["kind"] in ("warmup", "refresh") for message in run.steps) == 8
-    exact = "predicted 57 % of dense time (8 of 14 steps in full)"
+    exact = "\n57 % of the work of a full run (8 of 14 steps in full)"
     assert exact in widget.text()
     change(page, 7, "steps", 16)
-    assert "predicted about" in widget.text() and "of 16 steps" in widget.text()
+    assert "\nabout " in widget.text() and "of 16 steps" in widget.text()
     change(page, 7, "steps", 14)
     assert exact in widget.text()
     change(page, 7, "scheduler", "beta")
-    assert "predicted about" in widget.text()
+    assert "\nabout " in widget.text()
 
 
 def test_a_preset_that_leaves_nothing_out_is_shown_so(page: Frontend) -> None:
     widget = opened(page)
     change(page, 7, "steps", 6)
-    assert "predicted about 100 % of dense time (6 of 6 steps in full)" in widget.text()
+    assert "about 100 % of the work of a full run (6 of 6 steps in full)" in widget.text()
     run = sampled(page, steps=6)
     assert {message["kind"] for message in run.steps} == {"warmup", "refresh"}
     widget.wait(lambda widget: "Every step is computed, so nothing is saved: with 6 steps they lie so far apart" in widget.text())
-    assert "predicted 100 % of dense time (6 of 6 steps in full)" in widget.text()
+    assert "\n100 % of the work of a full run (6 of 6 steps in full)" in widget.text()
 
 
 def test_coarse_steps_are_drawn(page: Frontend) -> None:
@@ -240,7 +239,7 @@ def test_copies_and_deleted_nodes(page: Frontend) -> None:
     page.page.evaluate("(id) => app.canvas.centerOnNode(app.graph.getNodeById(id))", max(copy))
     copied = Widget(page, str(max(copy)))
     copied.wait(Widget.connected)
-    assert "predicted" in copied.text()
+    assert "about 2.0x faster" in copied.text()
     page.page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", max(copy))
     page.page.wait_for_timeout(800)
     assert page.page.evaluate(VIEWS) == 2
@@ -255,10 +254,9 @@ def test_inside_a_subgraph(page: Frontend) -> None:
     assert {tuple(message["show"])[0] for message in run.steps} == {f"{host}:4"}
     page.page.evaluate("(node) => app.canvas.openSubgraph(app.graph.getNodeById(node).subgraph, app.graph.getNodeById(node))", host)
     page.page.wait_for_timeout(1500)
-    lines = "[...document.querySelectorAll('.safe-dit .line')].filter((line) => line.offsetParent)"
-    texts = page.page.evaluate(f"{lines}.map((line) => line.innerText)")
-    assert len(texts) == 1 and "step 16 of 16" in texts[0]
-    assert "predicted" in texts[0] and "of 16 steps" in texts[0]
+    (text,) = page.page.evaluate(f"[...document.querySelectorAll('.safe-dit')].filter((element) => element.offsetParent).map({SAYS})")
+    assert "step 16 of 16" in text
+    assert "of the work of a full run" in text and "of 16 steps" in text
     shoot(page, "subgraph")
 
 
@@ -389,5 +387,5 @@ def test_readable_at_twice_the_size(page: Frontend) -> None:
     page.page.evaluate("document.documentElement.style.fontSize = '200%'")
     page.page.evaluate("app.canvas.ds.scale = 2")
     page.page.wait_for_timeout(500)
-    cut = "(line) => line.scrollHeight > line.clientHeight + 1 || line.scrollWidth > line.clientWidth + 1"
-    assert not widget.part("line").evaluate(cut)
+    cut = "(part) => part.scrollHeight > part.clientHeight + 1 || part.scrollWidth > part.clientWidth + 1"
+    assert [name for name in ("", "headline", "legend", "step", "more") if widget.part(name).evaluate(cut)] == []

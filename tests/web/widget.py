@@ -78,6 +78,11 @@ def predicted(widget: Widget) -> int:
     return int(found[1])
 
 
+def shows_no_run(widget: Widget) -> bool:
+    """Whether it shows neither a step nor a map, and knows of no run before."""
+    return re.search(r"\bstep \d|since the last run", widget.text()) is None and widget.painted() == (0, 0)
+
+
 def shoot(page: Frontend, name: str) -> None:
     """Keep a picture of the page where one is asked for."""
     if SHOTS:

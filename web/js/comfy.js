@@ -172,6 +172,21 @@ export function before(owner, name, first) {
 }
 
 /**
+ * Whether a prompt that ran before is what the graph says now, but for seeds, texts and what is painted.
+ * @param {Record<string, { inputs: Record<string, unknown> }>} prompt
+ */
+export function isAsNow(prompt) {
+  const asNow = (/** @type {[string, GraphNode]} */ [id, node]) =>
+    Object.entries(prompt[id]?.inputs ?? {}).every(([name, value]) => Array.isArray(value) || !counts(node, name) || effective(node, name) === value);
+  return [...allNodes()].every(asNow);
+}
+
+/** Whether a value changes what our nodes do or how long it takes. @param {GraphNode} node @param {string} name */
+function counts(node, name) {
+  return [...SAMPLING, ...SIZE].includes(name) || (node.type.startsWith("SafeDit") && name !== "painted_tokens");
+}
+
+/**
  * Keep what nodes are set to when a prompt is queued: by the time it runs they may be set otherwise.
  * @param {() => any} look @param {(prompt: string, found: any) => void} keep
  */

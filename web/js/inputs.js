@@ -21,23 +21,26 @@ export function readBy(preset) {
 /** Hide what the preset ignores, but for inputs with a link, which must be seen. Places and values of widgets stay. @param {any} node */
 export function hideIgnored(node) {
   const read = readBy(effective(node, PRESET));
-  let changed = false;
-  for (const widget of (node.widgets ?? []).filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP].includes(name))) {
-    const linked = node.inputs?.some((/** @type {any} */ input) => input.widget?.name === widget.name && input.link != null);
-    const hidden = Boolean(read) && !read?.includes(widget.name) && !linked;
-    if (Boolean(widget.hidden) !== hidden) changed = true;
-    widget.hidden = hidden;
-    widget.options.hidden = hidden;
-  }
-  if (!changed) return;
+  const linked = new Set(node.inputs?.filter((/** @type {any} */ input) => input.link != null).map((/** @type {any} */ input) => input.widget?.name));
+  const ours = node.widgets.filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP].includes(name));
+  const changed = ours.filter((/** @type {any} */ widget) => hide(widget, read !== null && !read.includes(widget.name) && !linked.has(widget.name)));
+  if (!changed.length) return;
   // Nodes 2.0 reads `options` anew only when the list of widgets is set.
   node.widgets = [...node.widgets];
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
+/** @param {any} widget @param {boolean} hidden @returns {boolean} whether something changed */
+function hide(widget, hidden) {
+  const changed = Boolean(widget.hidden) !== hidden;
+  [widget.hidden, widget.options.hidden] = [hidden, hidden];
+  return changed;
+}
+
 /**
- * Follow what the user chooses: *custom* starts from the values of the preset before it, and the node grows or shrinks with its rows.
+ * Follow what the user chooses: *custom* starts from the values of the preset before it.
  * @param {any} node
+ * @returns {() => void} to be called when the preset was changed otherwise, as by loading a workflow
  */
 export function followPreset(node) {
   const widget = node.widgets.find((/** @type {any} */ found) => found.name === PRESET);
@@ -49,9 +52,7 @@ export function followPreset(node) {
     // A preset by budget has no values of its own: those that the node has stay.
     for (const name of values ? BY_HAND : []) setValue(node, name, values?.[name]);
     before = widget.value;
-    const rows = node.computeSize()[1];
     hideIgnored(node);
-    node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1] + node.computeSize()[1] - rows)]);
     return result;
   };
   return () => { before = widget.value; };

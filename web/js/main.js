@@ -1,6 +1,6 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
-import { allNodes, api, app, executionId, fetchJson, setWidget, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
+import { allNodes, api, app, executionId, fetchJson, isAsNow, setWidget, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
 import { addComparison, comparisonBy, isFullRun, show } from "./compare.js";
 import { followPreset, hideIgnored, labelPresets } from "./inputs.js";
 import { menuItems, openMenuFrom } from "./menu.js";
@@ -37,6 +37,7 @@ function addWidget(node) {
   const painted = node.widgets?.find((/** @type {any} */ other) => other.name === PAINTED);
   const view = new View({
     palette: () => setting(COLOURS, PALETTES[0]), predict: (painting) => predict(node, painting, ...lastOf(node)),
+    full: (subject) => times.fulls.get(subject?.whole ?? "") ?? null,
     store: painted ? storeIn(node, painted) : null, grown: () => node.graph?.setDirtyCanvas?.(true, true),
   });
   // Last of all widgets, and kept out of file and prompt: values are saved by their place.
@@ -114,7 +115,13 @@ function adopt(node, view) {
 function update(node) {
   const [run, id] = lastOf(node);
   if (node.type === ACCELERATE) hideIgnored(node);
-  views.get(node)?.show(run, run?.subjects?.get(id ?? "") ?? null);
+  views.get(node)?.show(run, run && askedOf(run, id));
+}
+
+/** What was asked of a run; of a node that asks for nothing, as the Report, what the run's own node asked. @param {import("./runs.js").Run} run @param {string | null} id */
+function askedOf(run, id) {
+  const shown = [...(run.subjects ?? [])].find(([other]) => runs.of(workflowId(), other) === run);
+  return run.subjects?.get(id ?? "") ?? shown?.[1] ?? null;
 }
 
 function updateAll() {
@@ -140,6 +147,11 @@ function forwardWheel(element) {
 /** What our nodes are set to now, by execution id. */
 function subjectsNow() {
   return new Map([...allNodes()].filter(([, node]) => views.has(node) && node.type !== REPORT).map(([id, node]) => [id, subjectOf(node)]));
+}
+
+/** Of a run with other settings than now. */
+function subjectsUnknown() {
+  return new Map([...subjectsNow().keys()].map((id) => [id, { cost: "", whole: "", window: "", key: "" }]));
 }
 
 /** @param {string} prompt @param {Map<string, import("./prediction.js").Subject>} subjects */
@@ -183,15 +195,14 @@ function onNote(message) {
   if (note.warning && setting(TOASTS, true)) warn(note.sentence);
 }
 
-/** @param {string} id execution id of the node that ran @param {any} output @param {string} workflow the one that it ran in */
-function onExecuted(id, output, workflow) {
+/** @param {string} id execution id of the node that ran @param {any} output @param {string} workflow the one that it ran in @param {boolean} [asNow] whether settings were those of now, as far as is known */
+function onExecuted(id, output, workflow, asNow = true) {
   const record = output?.safe_dit?.[0];
-  if (!record) return;
-  const run = runs.record(record, workflow, id);
-  const without = output.safe_dit_without;
+  const run = record ? runs.record(record, workflow, id) : null;
+  const without = output?.safe_dit_without;
   if (without) runs.forget(workflow, id);
-  if (workflow !== workflowId()) return;
-  if (run) run.subjects ??= asked.get(record.ids?.prompt_id) ?? subjectsNow();
+  if (!(run || without) || workflow !== workflowId()) return;
+  if (run) run.subjects ??= asked.get(record.ids?.prompt_id) ?? (asNow ? subjectsNow() : subjectsUnknown());
   if (run) keepTimes(run);
   updateAll();
   const node = [...allNodes()].find(([found]) => found === id)?.[1];
@@ -234,8 +245,10 @@ async function restore() {
   const newest = jobs?.jobs?.[0]?.id;
   const pair = comparisonBy(newest);
   const last = pair?.last ?? newest;
-  const outputs = last ? (await fetchJson(`/jobs/${last}`))?.outputs : null;
-  for (const [id, output] of Object.entries(outputs ?? {})) onExecuted(id, output, workflow);
+  const job = last ? await fetchJson(`/jobs/${last}`) : null;
+  if (!job || workflow !== workflowId()) return;
+  const asNow = isAsNow(job.workflow?.prompt ?? {});
+  for (const [id, output] of Object.entries(job.outputs ?? {})) onExecuted(id, output, workflow, asNow);
   const view = views.get([...allNodes()].find(([id]) => id === pair?.node)?.[1]);
   if (pair && view?.run?.key.startsWith(pair.last)) await show(view, pair, view.asked);
 }

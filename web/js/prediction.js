@@ -25,8 +25,8 @@ const MOST_STEPS = 60;
  * @typedef {{ cost: string, whole: string, window: string, key: string }} Subject
  * @typedef {{ presets: Record<string, any>, costs: import("./plan.js").Costs }} Rule
  * @typedef {{ name: string, values?: Record<string, number> }} Cure a text of what to do where little is saved
- * @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null, exact: boolean, subject: Subject, step: number | null, full: number | null, cure: Cure | null }} Prediction
- *   `step`: seconds of a full step the last time; `full`: of a full run that was timed
+ * @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null, exact: boolean, subject: Subject, step: number | null, paints: boolean, cure: Cure | null }} Prediction
+ *   `paints`: whether there are steps that painting has a say in; `step`: seconds of a full step the last time
  */
 
 /** @type {Rule | null} */
@@ -55,10 +55,10 @@ export function predict(node, painting, run, id) {
   const keep = keptShare(values.keep_ratio, painting);
   const done = keep >= 1 ? plan.map((kind) => (isFull(kind) ? kind : "refresh")) : plan;
   const share = predictedShare(done, keep, rule.costs);
-  const timed = { step: times.steps.get(subject.cost) ?? null, full: times.fulls.get(subject.whole) ?? null };
-  const covered = keep >= 1 && values.keep_ratio < 1 && plan.includes("selective");
+  const paints = plan.includes("selective");
+  const covered = keep >= 1 && values.keep_ratio < 1 && paints;
   const cure = covered ? { name: "paintedAll" } : 1 / share < LITTLE ? cureOf(values, done, seen) : null;
-  return { plan: done, share, steps: seen ? done.length : steps, exact: Boolean(seen), subject, ...timed, cure };
+  return { plan: done, share, steps: seen ? done.length : steps, exact: Boolean(seen), subject, step: times.steps.get(subject.cost) ?? null, paints, cure };
 }
 
 /** How many times faster a run with a preset would be, by the plan. @param {any} node @param {string} preset @param {import("./runs.js").Run | null} run @param {string | null} id @returns {number | null} null where it is not known */

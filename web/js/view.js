@@ -18,8 +18,8 @@ const RAISED = 4;
 
 export class View {
   /**
-   * @param {{ palette: () => string, predict: (painting: import("./painting.js").Painting) => Prediction | null, store: import("./brush.js").Store | null, grown: () => void }} source
-   *   `store`: where what is painted on the map is kept; null where it cannot be painted on. `grown`: told when another height is needed
+   * @param {{ palette: () => string, predict: (painting: import("./painting.js").Painting) => Prediction | null, full: (subject: import("./prediction.js").Subject | null) => number | null, store: import("./brush.js").Store | null, grown: () => void }} source
+   *   `store`: where what is painted on the map is kept; null where it cannot be painted on. `full`: seconds of a full run that was timed. `grown`: told when another height is needed
    */
   constructor(source) {
     addStyle();
@@ -228,20 +228,20 @@ export class View {
     const prediction = this.source.predict(this.brush.painting());
     const other = Boolean(this.run && prediction && this.asked && this.asked.key !== prediction.subject.key);
     const changed = other && Boolean(this.run?.ended || this.run?.complete);
-    return { run: changed ? null : this.run, prediction: other && !changed ? null : prediction, changed, painted: !this.brush.empty };
+    const [run, ahead] = [changed ? null : this.run, other && !changed ? null : prediction];
+    return { run, prediction: ahead, full: this.source.full(run ? this.asked : (ahead?.subject ?? null)), changed, painted: !this.brush.empty };
   }
 
   /** What there is room for: the map where steps are selective, else when it is asked for. @param {Facts} facts */
   #arrange({ run, prediction, changed }) {
-    const kinds = [...(run?.evaluations ?? []).map(({ kind }) => kind), ...(prediction?.plan ?? [])];
     const unknown = !prediction && !run && Boolean(this.source.store);
-    const always = unknown || kinds.includes("selective");
+    const always = unknown || prediction?.paints || run?.evaluations.some(({ kind }) => kind === "selective");
     const something = Boolean(this.run?.w) || !this.brush.empty;
     const open = this.mode !== MODES[0] || always || (something && this.where);
     this.map.hidden = this.painted.hidden = !open;
     this.element.classList.toggle("closed", !open);
     this.map.classList.toggle("changed", changed);
-    this.toggle.hidden = always || !something || this.mode !== MODES[0];
+    this.toggle.hidden = Boolean(always) || !something || this.mode !== MODES[0];
     this.toggle.setAttribute("aria-pressed", String(this.where));
     this.brush.element.hidden = !this.source.store || !always || this.mode !== MODES[0];
     if (this.brush.on && this.brush.element.hidden) this.brush.stop();

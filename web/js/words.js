@@ -5,7 +5,11 @@ import { t } from "./text.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 /** @typedef {import("./prediction.js").Prediction} Prediction */
-/** `run`: the one that is shown, which the prediction is about too. `changed`: there was another, but since then settings changed. @typedef {{ run: Run | null, prediction: Prediction | null, changed: boolean, painted: boolean }} Facts */
+/**
+ * `run`: the one that is shown, which the prediction is about too. `full`: seconds of a full run of the same, where one was timed.
+ * `changed`: there was another run, but since then settings changed.
+ * @typedef {{ run: Run | null, prediction: Prediction | null, full: number | null, changed: boolean, painted: boolean }} Facts
+ */
 
 /** A factor below it is no gain to speak of. */
 const SOME = 1.05;
@@ -17,15 +21,15 @@ export function duration(seconds) {
 }
 
 /** The line on top: how much faster, and how sure that is. @param {Facts} facts @returns {{ strong: string, rest: string }} */
-export function headline({ run, prediction, changed }) {
+export function headline({ run, prediction, full, changed }) {
   const times = run?.timed && !run.interrupted ? measured(run.evaluations) : null;
-  if (times) return { strong: factorText(times.ours, prediction?.full ?? times.full, "faster"), rest: timesText(times.ours, times.full, prediction?.full ?? null) };
-  if (prediction) return ahead(prediction, run);
+  if (times) return { strong: factorText(times.ours, full ?? times.full, "faster"), rest: timesText(times.ours, times.full, full) };
+  if (prediction) return ahead(prediction, run, full);
   return { strong: run ? t("running") : changed ? "" : t("noRun"), rest: "" };
 }
 
-/** @param {Prediction} prediction @param {Run | null} run @returns {{ strong: string, rest: string }} */
-function ahead({ plan, share, steps, step, full }, run) {
+/** @param {Prediction} prediction @param {Run | null} run @param {number | null} full @returns {{ strong: string, rest: string }} */
+function ahead({ plan, share, steps, step }, run, full) {
   const strong = factorText(share, 1, "fasterAbout");
   const each = (run && fullStep(run.evaluations)) ?? step;
   const whole = full ?? (each === null || steps === null ? null : each * plan.length);
@@ -54,12 +58,12 @@ export function cautions({ run, prediction, painted }) {
   return [...found, ...loud(run, prediction)];
 }
 
-/** Notes of a run that did less than was planned, or something else than was asked for. @param {Run | null} run @param {Prediction | null} prediction */
+/** Notes of a run that did something else than was asked for, or, where none says so, of one that ran more steps in full than planned. @param {Run | null} run @param {Prediction | null} prediction */
 function loud(run, prediction) {
   if (!run) return [];
   const left = run.evaluations.filter(({ kind }) => !isFull(kind)).length;
   const short = run.timed && prediction?.exact && left < prediction.plan.filter((kind) => !isFull(kind)).length;
-  return run.notes.filter((note) => short || run.warnings.has(note));
+  return run.notes.filter((note) => (run.warnings.size ? run.warnings.has(note) : short));
 }
 
 /** @param {Run} run @param {number} index @returns {string} */

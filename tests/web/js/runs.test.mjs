@@ -97,3 +97,19 @@ test("a sentence is heard once a run, and shown on the node", () => {
   for (let i = 0; i < 2000; i++) runs.note(note({ prompt_id: `many ${i}` }));
   assert.equal(runs.heard.size, 500);
 });
+
+test("a run that ends too early is told from one that was complete before its prompt failed", () => {
+  const runs = new Runs();
+  const early = runs.step(step({}));
+  const late = runs.step(step({ sampler: "4", step: 2 }));
+  const other = runs.step(step({ prompt_id: "q" }));
+  runs.end("p", "interrupted");
+  assert.deepEqual([early?.ended, late?.ended, other?.ended], ["interrupted", "done", null]);
+  assert.deepEqual([early?.interrupted, late?.interrupted, late?.timed], [true, false, false], "of the late one steps are missing");
+});
+
+test("a record says which of its sentences are warnings; those of older versions do not", () => {
+  const runs = new Runs();
+  assert.deepEqual([...(runs.record({ ...record, warnings: ["a note"] }, "W", "9")?.warnings ?? [])], ["a note"]);
+  assert.equal(runs.record(record, "W", "9")?.warnings.size, 0);
+});
