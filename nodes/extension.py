@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..safe_dit_engine.hosts.comfy.demo import offer_loras
 from ..safe_dit_engine.hosts.comfy.prompt import running_server
+from ..safe_dit_engine.hosts.comfy.sampler_times import listen
 from .accelerate import SafeDitAccelerate
 from .demo_model import SafeDitDemoModel
 from .mask_elision import SafeDitMaskElision
@@ -21,13 +22,14 @@ class SafeDitExtension(ComfyExtension):
     """SAFE-DiT for ComfyUI."""
 
     async def on_load(self) -> None:
-        """Offer the demo model's LoRAs, add the routes and read old prompts; ComfyUI without a server (scripts, tests in process) has
-        neither of the last two."""
+        """Offer the demo model's LoRAs, add the routes, read old prompts, time samplers; ComfyUI without a server (scripts, tests in
+        process) has none of the last three."""
         offer_loras()
         server = running_server()
         if server is not None:
             add_routes(server)
             add_old_names(server)
+            listen(server)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Node classes in menu order."""

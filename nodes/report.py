@@ -6,17 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..safe_dit_engine.hosts.comfy.beside import beside_dense, ran_without
 from ..safe_dit_engine.hosts.comfy.prompt import whole_prompt
 from ..safe_dit_engine.hosts.comfy.reports import report_upstream, sampled_upstream
+from ..safe_dit_engine.hosts.comfy.sampler_times import seconds_of
 from ..safe_dit_engine.tokens.pictures import sensitivity_mask, token_map
 
 NO_RUN = (
     "No SAFE-DiT run found before this node: connect its latent to the output of a sampler whose model passed through a SAFE-DiT node "
     "(and is not bypassed)."
-)
-RAN_WITHOUT = (
-    "No SAFE-DiT run found before this node: the sampler before it ran without SAFE-DiT; let its model pass through a SAFE-DiT node "
-    "(that is not bypassed)."
 )
 
 
@@ -64,13 +62,18 @@ class SafeDitReport(io.ComfyNode):
         dynamic, node_id = cls.hidden.dynprompt, str(cls.hidden.unique_id)
         prompt, parents = whole_prompt(dynamic), dynamic.ephemeral_parents
         report = report_upstream(prompt, node_id, parents)
-        missing = RAN_WITHOUT if sampled_upstream(prompt, node_id, parents) else NO_RUN
+        sampler = sampled_upstream(prompt, node_id, parents)
+        missing = NO_RUN if sampler is None else ran_without(prompt, sampler)
         text = missing if report is None else report.text()
+        if picture is not None and dense is not None:
+            text = f"{text}\n{beside_dense(prompt, node_id, picture, dense)}"
         record = {} if report is None else report.record()
         samples = latent["samples"]
         found = (None, None) if report is None else (report.sensitivity, report.partition)
         mask, tokens = sensitivity_mask(*found, samples.shape), token_map(*found, samples.shape)
         shown = {"safe_dit": [record], "text": [text], "safe_dit_pictures": _pair(cls, picture, dense)}
+        if report is None and sampler is not None:
+            shown["safe_dit_without"] = [seconds_of(prompt, sampler)]
         return io.NodeOutput(latent, mask, tokens, text, ui=shown)
 
 

@@ -1,4 +1,4 @@
-"""What the frontend asks the pack's server side: the rule's data, and how much a tab wants to hear."""
+"""What the frontend asks the pack's server side: the rule's data, how much a tab wants to hear, and a run without the pack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import math
 from typing import Any
 
+from ..safe_dit_engine.hosts.comfy.full_run import offer
 from ..safe_dit_engine.hosts.comfy.live import LiveWish, wish
+from ..safe_dit_engine.hosts.comfy.sampler_times import sampling_seconds
 from ..safe_dit_engine.presets import PRESETS
 from ..safe_dit_engine.steps.plan import StepCosts
 
@@ -32,6 +34,31 @@ def add_routes(server: Any) -> None:
             allowed = f"client_id (text), live (true or false), per_second (a number from above 0 to {MOST_PER_SECOND:g})"
             return web.json_response({"error": f"Got {body[:200]!r}; give JSON with {allowed}."}, status=400)
         return web.json_response({})
+
+    _add_full_run(server)
+
+
+def _add_full_run(server: Any) -> None:
+    from aiohttp import web
+
+    @server.routes.post("/safe_dit/full_run")
+    async def full_run(request: web.Request) -> web.Response:
+        asked = await request.json()
+        entry = _finished(server, asked["prompt_id"])
+        gone = {"why": "gone"}
+        return web.json_response(gone if entry is None else offer(entry, asked["node"], asked["now"], asked["changing"]))
+
+    @server.routes.get("/safe_dit/seconds")
+    async def seconds(request: web.Request) -> web.Response:
+        """Of all samplers before the node of a finished prompt; null where that is not known."""
+        entry = _finished(server, request.query["prompt_id"])
+        return web.json_response(None if entry is None else sampling_seconds(entry["prompt"][2], request.query["node"]))
+
+
+def _finished(server: Any, prompt_id: str) -> dict[str, Any] | None:
+    """What ComfyUI's history, which forgets, still has of a prompt."""
+    entry: dict[str, Any] | None = server.prompt_queue.get_history(prompt_id=prompt_id).get(prompt_id)
+    return entry
 
 
 def _rate(asked: Any) -> float:

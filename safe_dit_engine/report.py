@@ -234,6 +234,12 @@ def step_message(report: RunReport, record: StepRecord, with_map: bool) -> dict[
     }
 
 
+def psnr_db(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of pictures with values in [0, 1]; infinite when they are equal."""
+    error = float(np.mean((picture.astype(np.float64) - reference.astype(np.float64)) ** 2))
+    return float("inf") if error == 0.0 else -10.0 * float(np.log10(error))
+
+
 def note_message(sentence: str, level: NoteLevel) -> dict[str, Any]:
     """Message of one sentence, without the ids the host adds."""
     return {"v": MESSAGE_VERSION, "level": level.value, "sentence": sentence}

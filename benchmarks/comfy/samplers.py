@@ -15,8 +15,9 @@ from statistics import fmean
 from typing import Any
 
 from safe_dit_engine.cli.options import at_least
-from safe_dit_engine.cli.results import environment, markdown_table, psnr_db
+from safe_dit_engine.cli.results import environment, markdown_table
 from safe_dit_engine.presets import PRESETS
+from safe_dit_engine.report import psnr_db
 
 from ..command import in_turn, parser_of, rounded, save
 from ..demo_model.scenes import held_out_scenes, scene_from_seed

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from safe_dit_engine.cli.results import psnr_db, ssim
+from safe_dit_engine.cli.results import ssim
+from safe_dit_engine.report import psnr_db
 
 from ..demo_model.oracle import oracle_score
 from ..demo_model.scenes import Scene, shape_distance

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from ..hosts.diffusers.pipeline import apply
-from ..report import RunReport
+from ..report import RunReport, psnr_db
 from .clock import now
-from .results import environment, psnr_db
+from .results import environment
 
 DENSE = "dense"
 WARM_UP_STEPS = 2

@@ -37,12 +37,6 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def psnr_db(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of pictures with values in [0, 1]; infinite when they are equal."""
-    error = float(np.mean((picture.astype(np.float64) - reference.astype(np.float64)) ** 2))
-    return float("inf") if error == 0.0 else -10.0 * float(np.log10(error))
-
-
 def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity of pictures `[H, W, 3]` in [0, 1] (torchmetrics)."""
     from torchmetrics.functional.image import structural_similarity_index_measure

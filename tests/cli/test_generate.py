@@ -20,9 +20,9 @@ from PIL import Image
 from safe_dit_engine.__main__ import main
 from safe_dit_engine.cli.generate import advice, parse
 from safe_dit_engine.cli.generate_pictures import Maker
-from safe_dit_engine.cli.results import psnr_db
 from safe_dit_engine.hosts.diffusers.loading import TEXTS, Asked, call_arguments
 from safe_dit_engine.hosts.diffusers.pipeline import apply
+from safe_dit_engine.report import psnr_db
 
 from ..support.diffusers_pipelines import BLOCKS, WIDTH, euler, flux_transformer, tiny_of, weighted
 

@@ -207,7 +207,7 @@ def test_report_does_not_show_an_older_run(server: ComfyServer) -> None:
     del prompt["safe"]
     prompt["sampler"]["inputs"]["model"] = ["model", 0]
     result = server.run(prompt)
-    assert text_of(result).startswith("No SAFE-DiT run found before this node")
+    assert text_of(result).startswith("The sampler before this node ran without SAFE-DiT: its SAFE-DiT node is bypassed")
     assert result.steps == []
 
 

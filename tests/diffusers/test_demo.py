@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.demo_model.oracle import oracle_score
 from benchmarks.demo_model.scenes import scene_from_seed
-from safe_dit_engine.cli.results import psnr_db
 from safe_dit_engine.demo.sampling import caption_ids, sigma_schedule
 from safe_dit_engine.demo.weights import DemoNetworks, load_networks
 from safe_dit_engine.hosts.diffusers.demo import load_demo_pipeline, simple_levels, transformer_of
 from safe_dit_engine.hosts.diffusers.pipeline import apply
 from safe_dit_engine.presets import PRESETS
+from safe_dit_engine.report import psnr_db
 
 from ..support.diffusers_pipelines import graph
 

@@ -94,7 +94,7 @@ def test_bypassed_is_as_if_it_were_not_there(frontend: Frontend, server: ComfySe
     assert prompt[id_of(workflow, "KSampler")]["inputs"]["model"] == [id_of(workflow, "SafeDitDemoModel"), 0]
     bypassed = sampled(frontend, seed)
     assert bypassed.steps == []
-    assert bypassed.outputs[report]["text"][0].startswith("No SAFE-DiT run found before this node")
+    assert bypassed.outputs[report]["text"][0].startswith("The sampler before this node ran without SAFE-DiT")
     plain = without_report(prompt, id_of(workflow, "KSampler"), report)
     server.free()
     result = server.run(plain)

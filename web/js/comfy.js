@@ -36,7 +36,7 @@ function hostOf(graph) {
 }
 
 /** @param {any} graph @param {number | null | undefined} id */
-function linkOf(graph, id) {
+export function linkOf(graph, id) {
   if (!graph || id === null || id === undefined) return null;  // a node between two graphs, while it is moved into a subgraph
   return graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id] ?? null;
 }
@@ -46,7 +46,7 @@ function linkOf(graph, id) {
  * @param {GraphNode} node @param {any} input
  * @returns {{ node: GraphNode, slot: number, host?: GraphNode } | null}
  */
-function origin(node, input) {
+export function origin(node, input) {
   const link = linkOf(node.graph, input?.link);
   if (!link) return null;
   if (link.origin_id === SUBGRAPH_INPUT) {
@@ -222,9 +222,23 @@ export async function fetchJson(path) {
   return response.ok ? response.json() : null;
 }
 
+/** @param {string} path @param {any} body @returns {Promise<any>} */
+export async function postJson(path, body) {
+  const response = await api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  return response.json();
+}
+
+/** Set a widget as its user does, and so that undo takes it back. @param {GraphNode} node @param {string} name @param {any} value */
+export function setWidget(node, name, value) {
+  const widget = node.widgets.find((/** @type {any} */ found) => found.name === name);
+  widget.value = value;
+  widget.callback?.(value);
+  node.graph?.setDirtyCanvas?.(true, true);
+  remember();
+}
+
 /** Tell the server how much this tab wants to hear of steps. @param {boolean} live @param {number} perSecond */
 export async function wish(live, perSecond) {
   if (!api.clientId) return;
-  const body = JSON.stringify({ client_id: api.clientId, live, per_second: perSecond });
-  await api.fetchApi("/safe_dit/live", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+  await postJson("/safe_dit/live", { client_id: api.clientId, live, per_second: perSecond });
 }

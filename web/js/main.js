@@ -1,13 +1,16 @@
 // @ts-check
 /** Puts the widget on the pack's nodes and feeds it. */
-import { allNodes, api, app, executionId, fetchJson, isAsNow, remember, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
+import { allNodes, api, app, executionId, fetchJson, isAsNow, setWidget, setting, warn, whenQueued, wish, workflowId } from "./comfy.js";
+import { addComparison, comparisonBy, isFullRun, show } from "./compare.js";
 import { followPreset, hideIgnored, labelPresets } from "./inputs.js";
+import { menuItems, openMenuFrom } from "./menu.js";
 import { PALETTES } from "./paint.js";
 import { fullStep, isFull, measured } from "./plan.js";
 import { ACCELERATE, REPORT, SAMPLER, learnRule, predict, subjectOf, times } from "./prediction.js";
 import { Runs, keyOf } from "./runs.js";
-import { speak } from "./text.js";
+import { speak, t } from "./text.js";
 import { View } from "./view.js";
+import { duration } from "./words.js";
 
 const WIDGET = "safe_dit_map";
 const PAINTED = "painted_tokens";
@@ -49,6 +52,8 @@ function addWidget(node) {
   chain(node, "onRemoved", () => end(node));
   chain(node, "onConfigure", () => update(node));
   forwardWheel(view.element);
+  openMenuFrom(view.element, node);
+  if (node.comfyClass !== REPORT) addComparison(node, view);
   if (node.graph) begin(node, view);
 }
 
@@ -68,12 +73,7 @@ function lastOf(node) {
 function storeIn(node, widget) {
   return {
     read: () => String(widget.value ?? ""),
-    write: (/** @type {string} */ text) => {
-      widget.value = text;
-      widget.callback?.(text);
-      node.graph?.setDirtyCanvas?.(true, true);
-      remember();
-    },
+    write: (/** @type {string} */ text) => setWidget(node, widget.name, text),
   };
 }
 
@@ -199,12 +199,15 @@ function onNote(message) {
 function onExecuted(id, output, workflow, asNow = true) {
   const record = output?.safe_dit?.[0];
   const run = record ? runs.record(record, workflow, id) : null;
-  if (!run || workflow !== workflowId()) return;
-  run.subjects ??= asked.get(record.ids?.prompt_id) ?? (asNow ? subjectsNow() : subjectsUnknown());
-  keepTimes(run);
+  const without = output?.safe_dit_without;
+  if (without) runs.forget(workflow, id);
+  if (!(run || without) || workflow !== workflowId()) return;
+  if (run) run.subjects ??= asked.get(record.ids?.prompt_id) ?? (asNow ? subjectsNow() : subjectsUnknown());
+  if (run) keepTimes(run);
   updateAll();
   const node = [...allNodes()].find(([found]) => found === id)?.[1];
   if (views.has(node)) fetchPictures(node, output.safe_dit_pictures ?? []);
+  if (without) views.get(node)?.tell(without[0] === null ? t("ranWithout") : t("ranWithoutIn", { time: duration(without[0]) }));
 }
 
 /** Where an output that just came belongs: another workflow may be on screen by now. A kept output's record knows only where it was first made. @param {any} detail */
@@ -235,15 +238,19 @@ async function onPreview({ blob, realNodeId, jobId, promptId }) {
   }
 }
 
-/** The page was loaded anew: the last finished job of this workflow still has its record. */
+/** The page was loaded anew: the last finished job of this workflow still has its record; where that was a full run to compare with, the one before it has. */
 async function restore() {
   const workflow = workflowId();
   const jobs = await fetchJson(`/jobs?workflow_id=${workflow}&status=completed&limit=1`);
-  const last = jobs?.jobs?.[0]?.id;
+  const newest = jobs?.jobs?.[0]?.id;
+  const pair = comparisonBy(newest);
+  const last = pair?.last ?? newest;
   const job = last ? await fetchJson(`/jobs/${last}`) : null;
   if (!job || workflow !== workflowId()) return;
   const asNow = isAsNow(job.workflow?.prompt ?? {});
   for (const [id, output] of Object.entries(job.outputs ?? {})) onExecuted(id, output, workflow, asNow);
+  const view = views.get([...allNodes()].find(([id]) => id === pair?.node)?.[1]);
+  if (pair && view?.run?.key.startsWith(pair.last)) await show(view, pair, view.asked);
 }
 
 const SETTINGS = [
@@ -279,7 +286,9 @@ app.registerExtension({
     speak(setting("Comfy.Locale", "en"));
     api.addEventListener("safe_dit.step", (/** @type {any} */ { detail }) => onStep(detail));
     api.addEventListener("safe_dit.note", (/** @type {any} */ { detail }) => onNote(detail));
-    api.addEventListener("executed", (/** @type {any} */ { detail }) => onExecuted(String(detail.node), detail.output, workflowOf(detail)));
+    api.addEventListener("executed", async (/** @type {any} */ { detail }) => {
+      if (!(await isFullRun(detail.prompt_id))) onExecuted(String(detail.node), detail.output, workflowOf(detail));
+    });
     api.addEventListener("b_preview_with_metadata", (/** @type {any} */ { detail }) => onPreview(detail));
     for (const [event, how] of /** @type {const} */ ([["success", "done"], ["interrupted", "interrupted"], ["error", "failed"]]))
       api.addEventListener(`execution_${event}`, (/** @type {any} */ { detail }) => onEnd(detail.prompt_id, how));
@@ -294,6 +303,7 @@ app.registerExtension({
   nodeCreated(/** @type {any} */ node) {
     if ([ACCELERATE, SAMPLER, REPORT].includes(node.comfyClass)) addWidget(node);
   },
+  getNodeMenuItems: (/** @type {any} */ node) => menuItems(node, views.get(node)),
   async afterConfigureGraph() {
     updateAll();
     await restore();

@@ -55,3 +55,39 @@ export function pixels({ w, h, sens }, kind, active, colours, alpha = 255) {
   }
   return found;
 }
+
+/**
+ * What the two pictures of a slider are: the dense one to the left, the accelerated one to the right, above it where there is no room beside.
+ * @param {CanvasRenderingContext2D} context
+ * @param {{ width: number, bottom: number }} place
+ * @param {number} scale points of the canvas in one of the page
+ * @param {[string, string]} labels of the accelerated and the dense picture
+ */
+export function drawLabels(context, { width, bottom }, scale, [accelerated, dense]) {
+  const [margin, line] = [6 * scale, 18 * scale];
+  context.font = `${12 * scale}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  const wide = (/** @type {string} */ text) => context.measureText(text).width + 2 * margin;
+  const draw = (/** @type {string} */ text, /** @type {number} */ left, /** @type {number} */ top) => {
+    context.fillStyle = "rgba(0, 0, 0, 0.65)";
+    context.fillRect(left, top, wide(text), line);
+    context.fillStyle = "#fff";
+    context.fillText(text, left + margin, top + line / 2);
+  };
+  const top = bottom - line - margin;
+  const above = wide(dense) + wide(accelerated) + 3 * margin > width;
+  draw(dense, margin, top);
+  draw(accelerated, width - margin - wide(accelerated), above ? top - line : top);
+}
+
+/** How close two pictures of one size are: PSNR in dB, infinite where they are equal. @param {ImageBitmap} first @param {ImageBitmap} second */
+export function closeness(first, second) {
+  const [one, other] = [first, second].map((picture) => {
+    const context = /** @type {OffscreenCanvasRenderingContext2D} */ (new OffscreenCanvas(first.width, first.height).getContext("2d"));
+    context.drawImage(picture, 0, 0);
+    return context.getImageData(0, 0, first.width, first.height).data;
+  });
+  const squares = one.reduce((sum, value, i) => sum + (value - other[i]) ** 2, 0);
+  // Of four values a point has one is its opacity, which is always the same.
+  return 10 * Math.log10((255 ** 2 * one.length * 0.75) / squares);
+}

@@ -160,6 +160,11 @@ export class Runs {
     return this.byKey.get(this.shown.get(`${workflow}|${executionId}`) ?? "") ?? null;
   }
 
+  /** A node has no run of ours to show any more. @param {string} workflow @param {string} executionId */
+  forget(workflow, executionId) {
+    this.shown.delete(`${workflow}|${executionId}`);
+  }
+
   /**
    * @param {string} key
    * @param {import("./codec.js").Header} header

@@ -25,9 +25,11 @@ const STYLE = `
 .safe-dit .cautions { display: flex; flex-direction: column; gap: 4px; }
 .safe-dit .cautions p { margin: 0; padding: 4px 6px; border-left: 3px solid #e69f00; border-radius: 3px; overflow-wrap: anywhere;
   background: color-mix(in srgb, #e69f00 20%, var(--comfy-input-bg, #222)); }
-.safe-dit .modes, .safe-dit .tools { display: flex; flex-wrap: wrap; gap: 4px; }
+.safe-dit .modes, .safe-dit .tools, .safe-dit .comparison { display: flex; flex-wrap: wrap; gap: 4px; }
 .safe-dit button { font: inherit; color: inherit; background: transparent; border: 1px solid currentColor; border-radius: 4px; padding: 0 6px; cursor: pointer; }
 .safe-dit button[aria-pressed="true"] { color: var(--comfy-input-bg, #222); background: var(--input-text, #ddd); }
+.safe-dit .comparison button { padding: 2px 8px; }
+.safe-dit button:disabled { opacity: 0.5; cursor: default; }
 .safe-dit .where { align-self: flex-start; }
 .safe-dit summary { cursor: pointer; }
 .safe-dit .line, .safe-dit .painted { white-space: pre-line; overflow-wrap: anywhere; }

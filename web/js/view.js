@@ -1,7 +1,7 @@
 // @ts-check
 /** The widget on a node: what is saved, the steps as bars, the map of active tokens. Knows nothing of ComfyUI. */
 import { Brush } from "./brush.js";
-import { lookup, pixels } from "./paint.js";
+import { drawLabels, lookup, pixels } from "./paint.js";
 import { addStyle, make, neededHeight, say } from "./style.js";
 import { t } from "./text.js";
 import { barsOf, drawBars, writeLegend } from "./timeline.js";
@@ -47,6 +47,7 @@ export class View {
     this.map = /** @type {HTMLCanvasElement} */ (make("canvas", "map", { role: "img", "data-least": "map" }));
     this.toggle = this.#pushable("where", () => { this.where = !this.where; });
     this.painted = make("div", "painted");
+    this.answer = make("div", "answer", { role: "status", hidden: "" });
     this.more = make("details", "more");
     this.line = make("div", "line");
     const summary = document.createElement("summary");
@@ -55,6 +56,8 @@ export class View {
     this.more.addEventListener("toggle", () => this.refresh());
     /** @type {[ImageBitmap, ImageBitmap] | null} accelerated and dense */
     this.pictures = null;
+    /** @type {[string, string] | null} what stands on the two pictures */
+    this.labels = null;
     this.mode = MODES[0];
     /** Where the slider between the two pictures stands, 0..1. */
     this.split = 0.5;
@@ -66,7 +69,7 @@ export class View {
       refresh: () => this.refresh(), begin: () => this.#switch(MODES[0]), grid: () => (this.run?.w ? this.run : null), box: (grid) => this.#box(grid),
     });
     this.element.append(
-      this.headline, this.timeline, this.legend, this.step, this.cautions, this.modes, this.toggle, this.brush.element, this.map, this.painted, this.more,
+      this.headline, this.timeline, this.legend, this.step, this.cautions, this.modes, this.toggle, this.brush.element, this.map, this.painted, this.answer, this.more,
     );
     this.tokens = document.createElement("canvas");
     this.resizes = new ResizeObserver(() => this.refresh());
@@ -86,7 +89,11 @@ export class View {
 
   /** @param {Run | null} run @param {import("./prediction.js").Subject | null} asked what was asked of it */
   show(run, asked) {
-    if (run !== this.run) [this.run, this.at, this.preview] = [run, null, null];
+    if (run !== this.run) {
+      [this.run, this.at, this.preview] = [run, null, null];
+      this.tell("");
+      if (this.labels) this.compare(null);
+    }
     this.asked = asked;
     this.refresh();
   }
@@ -112,11 +119,18 @@ export class View {
     this.refresh();
   }
 
-  /** @param {[ImageBitmap, ImageBitmap] | null} pictures accelerated and dense */
-  compare(pictures) {
-    this.pictures = pictures;
+  /** Say what came of something that was asked for; the next run makes it old. @param {string} sentence */
+  tell(sentence) {
+    say(this.answer, sentence);
+    this.answer.hidden = !sentence;
+    this.refresh();
+  }
+
+  /** @param {[ImageBitmap, ImageBitmap] | null} pictures accelerated and dense @param {[string, string] | null} labels with these, the slider is shown at once */
+  compare(pictures, labels = null) {
+    [this.pictures, this.labels] = [pictures, labels];
     this.modes.hidden = !pictures;
-    if (!pictures) this.#switch(MODES[0]);
+    if (!pictures || labels) this.#switch(MODES[pictures ? 1 : 0]);
     this.refresh();
   }
 
@@ -305,6 +319,7 @@ export class View {
     context.restore();
     context.fillStyle = "#fff";
     context.fillRect(at - scale, 0, 2 * scale, height);
+    if (this.labels) drawLabels(context, { width, bottom: box[1] + h }, scale, this.labels);
   }
 
   /** @param {Facts} facts */
@@ -320,6 +335,7 @@ export class View {
     // Lines that come and go would move the map away under the pointer that draws on it.
     if (this.brush.stroke) return;
     const { strong, rest } = headline(facts);
+    this.headline.hidden = !facts.run && !facts.prediction && !this.answer.hidden;
     say(/** @type {HTMLElement} */ (this.headline.firstChild), strong);
     say(/** @type {HTMLElement} */ (this.headline.lastChild), rest);
     const step = facts.run && this.index >= 0 ? stepLine(facts.run, this.index) : facts.changed ? t("changed") : "";
@@ -330,7 +346,8 @@ export class View {
     this.step.hidden = !step;
     this.more.hidden = !this.line.textContent;
     this.element.setAttribute("aria-label", `${t("title")}: ${[strong, rest, ...cautions(facts), step].filter(Boolean).join(". ")}`);
-    this.map.setAttribute("aria-label", t(this.brush.on ? "aboutPainting" : this.mode === "map" ? "map" : `about_${this.mode}`));
+    const about = t(this.brush.on ? "aboutPainting" : this.mode === "map" ? "map" : `about_${this.mode}`);
+    this.map.setAttribute("aria-label", [about, ...(this.mode === "compare" ? this.labels ?? [] : [])].join(". "));
     this.#describeTimeline(facts.run, step);
   }
 

@@ -106,11 +106,12 @@ def _running(prompt_id: str | None) -> tuple[dict[str, Any], str | None]:
     for _number, running_id, prompt, extra, *_rest in running:
         if running_id == prompt_id:
             workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return whole_prompt(_dynamic_prompt()) or prompt, workflow.get("id")
+            return whole_prompt(dynamic_prompt()) or prompt, workflow.get("id")
     return {}, None
 
 
-def _dynamic_prompt() -> Any:
+def dynamic_prompt() -> Any:
+    """ComfyUI's own object for the prompt that runs now."""
     from comfy_execution.progress import get_progress_state
 
     return get_progress_state().dynprompt
@@ -123,7 +124,7 @@ def whole_prompt(dynamic: Any) -> dict[str, Any]:
 
 def shown_as(node_id: str) -> str:
     """The node that the frontend shows for one that was made while the prompt ran; every other one is itself."""
-    return str(_dynamic_prompt().get_display_node_id(node_id))
+    return str(dynamic_prompt().get_display_node_id(node_id))
 
 
 def _shown_on(prompt: dict[str, Any], sampler_id: str) -> list[str]:

@@ -31,23 +31,20 @@ def report_upstream(prompt: dict[str, Any], node_id: str, parents: Mapping[str, 
 
     `parents`: of the nodes that were made while the prompt ran, the node that made each, in the order in which they were made.
     """
-    sampled = _sampled(prompt, node_id, parents or {})
+    sampled = sampled_upstream(prompt, node_id, parents)
     return None if sampled is None else _reports.get(run_key(prompt, sampled))
 
 
-def sampled_upstream(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str] | None = None) -> bool:
-    """Whether there is a sampler before `node_id` at all."""
-    return _sampled(prompt, node_id, parents or {}) is not None
-
-
-def _sampled(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str]) -> str | None:
+def sampled_upstream(prompt: dict[str, Any], node_id: str, parents: Mapping[str, str] | None = None) -> str | None:
+    """The nearest sampler before `node_id`; None where there is none."""
+    parents = parents or {}
     latent = prompt.get(node_id, {}).get("inputs", {}).get("latent")
     before = [str(latent[0]), *upstream(prompt, str(latent[0]))] if is_link(latent) else list(upstream(prompt, node_id))
     for found in before:
         # What a node made while it ran stands in its place, the last of it nearest.
         made = [child for child in reversed(list(parents)) if _is_from(child, found, parents)]
         for candidate in (*made, found):
-            if run_key(prompt, candidate) in _reports or _samples(prompt.get(candidate, {}).get("class_type")):
+            if run_key(prompt, candidate) in _reports or samples(prompt.get(candidate, {}).get("class_type")):
                 return candidate
     return None
 
@@ -60,7 +57,7 @@ def _is_from(child: str, node_id: str, parents: Mapping[str, str]) -> bool:
     return False
 
 
-def _samples(class_type: str | None) -> bool:
+def samples(class_type: str | None) -> bool:
     """Whether nodes of this class sample: they take a guider, or a model and prompts, and give a latent."""
     known = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
     if class_type not in known:

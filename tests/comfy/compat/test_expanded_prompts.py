@@ -56,7 +56,7 @@ def test_a_plain_sampler_after_an_accelerated_one(stand_in_server: ComfyServer) 
     nodes["after"] = node("SafeDitReport", latent=("plain", 0))
     result = stand_in_server.run(nodes)
     (text,) = result.output("after")["text"]
-    assert text.startswith("No SAFE-DiT run found before this node: the sampler before it ran without SAFE-DiT")
+    assert text.startswith("The sampler before this node ran without SAFE-DiT")
     assert result.output("after")["safe_dit"] == [{}]
     assert result.output("report")["text"][0].startswith("SAFE-DiT: ")
 

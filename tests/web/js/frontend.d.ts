@@ -6,5 +6,5 @@ declare module "*/scripts/api.js" {
   export const api: any;
 }
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean };
+  LiteGraph?: { vueNodesMode?: boolean; createNode(type: string): any };
 }
