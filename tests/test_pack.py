@@ -23,8 +23,8 @@ from devtools.templates import FIRST, template
 from safe_dit_engine.steps.plan import StepKind
 
 MB = 1e6
-ARCHIVE_LIMIT_MB = 15
-UNPACKED_LIMIT_MB = 21
+ARCHIVE_LIMIT_MB = 17
+UNPACKED_LIMIT_MB = 23
 WITHOUT_WEIGHTS_LIMIT_MB = 2
 WEIGHTS = "safe_dit_engine/demo/weights/"
 SHIPPED_FOLDERS = {"nodes", "safe_dit_engine", "web", "locales", "workflows", "subgraphs"}
