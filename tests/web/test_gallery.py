@@ -17,12 +17,13 @@ from playwright.sync_api import expect
 from devtools.server import PACK_NAME, PACK_ROOT, ComfyServer
 from devtools.templates import template
 from safe_dit_engine.presets import PRESETS
+from safe_dit_engine.steps.plan import StepKind
 
 from . import test_workflows as shared
 from .conftest import EMPTY, Frontend, PageRun, read_workflow
 from .graphs import ACCELERATE, REPORT, SAVE, files, fresh_seed, id_of, overlapping, part_of, queued, saved_pixels
 
-GALLERY = ("img2img", "hires-fix", "inpainting", "compare")
+GALLERY = ("img2img", "hires-fix", "inpainting", "compare", "turbo-8", "turbo-4")
 BLUEPRINT = "SAFE-DiT sampler"
 STEPS = 12
 # Where the decoder still sees across the mask's edge, in pixels.
@@ -109,7 +110,8 @@ def test_every_template_fits_a_screen(path: Path) -> None:
 def test_values_shown_are_the_presets(path: Path) -> None:
     """A preset ignores them, but they are what *custom* begins with, and what is read."""
     for node in read_workflow(path.stem)["nodes"]:
-        if node["type"] == ACCELERATE and (preset := PRESETS[node["widgets_values"][0]]).schedule.skipped_steps:
+        preset = PRESETS.get(node["widgets_values"][0]) if node["type"] == ACCELERATE else None
+        if preset is not None and preset.schedule.skipped_steps:
             split, steps = preset.partition, preset.schedule
             values = (split.keep_ratio, steps.refresh_interval, split.warmup_steps, steps.forecast, steps.early_refresh)
             assert node["widgets_values"][1:7] == [*values, steps.skipped_steps]
@@ -206,6 +208,16 @@ def pass_record(workflow: Mapping[str, Any], run: PageRun, which: str) -> dict[s
     assert record["ids"]["sampler"] == titled(workflow, f"{which.capitalize()} pass")
     assert len(record["steps"]) == STEPS
     return record
+
+
+@pytest.mark.parametrize(("name", "plan"), [("turbo-8", "ccwrr-rr"), ("turbo-4", "cwrr")])
+def test_distilled_to_few_steps(opened: Frontend, server: ComfyServer, name: str, plan: str) -> None:
+    """As shipped, with the LoRA that ComfyUI's own node loads."""
+    workflow = opened.load_file(name)
+    opened.set_widgets(seed=fresh_seed())
+    run = queued(opened)
+    assert_pictures(server, workflow, run, 512)
+    assert "".join(StepKind(kind).letter for _, kind, *_ in record_of(run, id_of(workflow, REPORT))["steps"]) == plan
 
 
 def test_inpainting(opened: Frontend, server: ComfyServer) -> None:
