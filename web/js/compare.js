@@ -2,6 +2,7 @@
 /** Compare with a full run: the last run is queued once more without SAFE-DiT, and the node shows both pictures with their times. */
 import { allNodes, api, app, effective, executionId, fetchJson, postJson, setWidget } from "./comfy.js";
 import { closeness } from "./paint.js";
+import { measured } from "./plan.js";
 import { times } from "./prediction.js";
 import { make } from "./style.js";
 import { t } from "./text.js";
@@ -129,7 +130,9 @@ export async function show(view, { last, full, shown, preset }, asked) {
   const [ours, plain] = await Promise.all([last, full].map((id) => pictureOf(id, shown)));
   if (!ours || !plain) return "gone";
   const [seconds, fullSeconds] = await Promise.all([last, full].map((id) => secondsOf(id, shown)));
-  if (asked && fullSeconds) times.fullTimed(asked.whole, fullSeconds);
+  const steps = view.run && measured(view.run.evaluations)?.ours;
+  // The samplers' time is more than that of the steps, in both runs: the node speaks of steps, and of the same factor.
+  if (asked && fullSeconds && seconds && steps) times.fullTimed(asked.whole, (fullSeconds * steps) / seconds);
   view.compare([ours, plain], [label(preset ?? t("accelerated"), seconds), label(t("full"), fullSeconds)]);
   const close = closeness(ours, plain);
   view.tell(close === Infinity ? t("equal") : t("closeness", { db: close.toFixed(1) }));
