@@ -29,8 +29,6 @@ BENCHES = {
     "train": ".demo_model.train:main",
     "turbo": ".comfy.turbo:main",
 }
-
-
 # What each does, in a line.
 ABOUT = {
     "backbones": "tables of the model families, and what their caches take; nothing runs",

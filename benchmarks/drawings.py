@@ -19,6 +19,7 @@ from safe_dit_engine.presets import DEFAULT_PRESET, PRESETS
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import StepKind, plan_steps
 
+from .comfy.showcase import GAP, STRIP, TEXT, TILE
 from .comfy.workflows import MUTED
 from .command import log
 
@@ -73,13 +74,15 @@ def icon() -> Image.Image:
 
 def banner() -> Image.Image:
     """Name, and one picture of the showcase in full and accelerated, each over its steps."""
-    sheet = Image.open(IMAGES / "sheet.jpg").convert("RGB")
+    strip, columns = Image.open(IMAGES / "strip.jpg").convert("RGB"), list(STRIP.values())
     canvas = Image.new("RGB", (1050, 450), BACK)
     draw = ImageDraw.Draw(canvas)
     draw.text((44, 130), "SAFE-DiT", font=font(92), fill=WHITE)
     draw.text((48, 246), "diffusion transformers, sooner", font=font(25), fill=PALE)
-    for left, tile, title, plan in ((508, 0, "every step", [StepKind.WARMUP] * STEPS), (784, 1, DEFAULT_PRESET, planned())):
-        canvas.paste(sheet.crop((tile * 256 + 4, 840, tile * 256 + 252, 1088)).resize((248, 248)), (left, 56))
+    every = [StepKind.WARMUP] * STEPS
+    for left, column, title, plan in ((508, "full", "every step", every), (784, DEFAULT_PRESET, DEFAULT_PRESET, planned())):
+        begin = columns.index(column) * (TILE + GAP)
+        canvas.paste(strip.crop((begin, TEXT, begin + TILE, TEXT + TILE)).resize((248, 248)), (left, 56))
         bars(draw, left, 370, 248, 44, plan)
         draw.text((left, 384), title, font=font(22), fill=PALE)
     return flat(canvas)

@@ -100,25 +100,20 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of_quality(NAME, __doc__)
+    parser = parser_of_quality(NAME, __doc__, small=f"512 px, 20 steps, euler, {FEW} prompts")
     parser.add_argument("--speedups", type=at_least(1, float), nargs="+", default=SPEEDUPS, help="where each method is tried")
-    return read_small(parser, argv)
+    arguments = read(parser, argv)
+    if arguments.small:  # below 512 px there are no coarse steps
+        arguments.sizes, arguments.prompts = [512], min(arguments.prompts, FEW)
+    return arguments
 
 
-def parser_of_quality(name: str, about: str | None) -> argparse.ArgumentParser:
+def parser_of_quality(name: str, about: str | None, small: str) -> argparse.ArgumentParser:
     """Options of the benches that judge pictures as this one does."""
-    parser = options(name, about, CAPTION, small=f"512 px, 20 steps, euler, {FEW} prompts")
+    parser = options(name, about, CAPTION, small=small)
     parser.add_argument("--samplers", nargs="+", help="ComfyUI's names")
     parser.set_defaults(samplers=["euler", "dpmpp_2m"], prompts=64, seeds=1, sizes=[512], steps=[20], cost="rows_computed_share")
     return parser
-
-
-def read_small(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments. Below 512 px there are no coarse steps, so `--small` keeps the size."""
-    arguments = read(parser, argv)
-    if arguments.small:
-        arguments.sizes, arguments.prompts = [512], min(arguments.prompts, FEW)
-    return arguments
 
 
 def run(arguments: argparse.Namespace, make: Make, chosen: Sequence[Method], classifier: Classifier) -> Rows:

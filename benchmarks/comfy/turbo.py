@@ -1,4 +1,4 @@
-"""What can be left out of a model distilled to few steps: `python -m benchmarks turbo --out DIR [--distilled 8]`.
+"""What can be left out of a model distilled to few steps: `python -m benchmarks turbo --out DIR [--steps 8 4]`.
 
 The demo model with its LoRA for 8 or 4 steps, loaded as ComfyUI loads any LoRA, without guidance, against its own full run: coarse steps
 at the start, a step skipped or computed in part, both, the dial, and fewer steps. Writes `turbo-N.json`, `turbo-N.md` and `turbo-N.png`.
@@ -20,7 +20,7 @@ from ..measure.pareto import OURS
 from . import quality
 from .bench import Bench
 from .fidelity import DENSE, configured, unchanged
-from .in_process import import_comfyui
+from .in_process import import_comfyui, known_samplers
 
 # By hand, for so many steps: warm-up steps, coarse ones among them, and how many steps between two full ones are skipped; None: nothing
 # but coarse steps, 0: they are selective instead.
@@ -53,18 +53,24 @@ def by_hand(steps: int) -> Iterator[tuple[str, Preset]]:
 def main(argv: Sequence[str]) -> int:
     """Measure, write JSON, Markdown and plot."""
     arguments = parse(argv)
-    chosen = named(methods(arguments.distilled), arguments.methods)
+    chosen = {steps: named(methods(steps), arguments.methods) for steps in arguments.steps}
     import_comfyui(arguments.device)
-    make = Bench(arguments.device, LORAS_FOLDER / lora_file(arguments.distilled)).sample
-    quality.run(arguments, make, [DENSE, *chosen], quality.trained(arguments.out))
+    known_samplers(arguments.samplers)
+    classifier = quality.trained(arguments.out)
+    for steps, found in chosen.items():
+        own = argparse.Namespace(**{**vars(arguments), "steps": [steps], "name": f"turbo-{steps}"})
+        quality.run(own, Bench(own.device, LORAS_FOLDER / lora_file(steps)).sample, [DENSE, *found], classifier)
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of `quality`, with the model's number of steps."""
-    parser = quality.parser_of_quality("turbo", __doc__)
-    parser.add_argument("--distilled", type=int, choices=sorted(SETTINGS), default=8, help="steps of the LoRA")
-    parser.set_defaults(samplers=["euler"])
-    arguments = quality.read_small(parser, argv)
-    arguments.steps, arguments.name = [arguments.distilled], f"turbo-{arguments.distilled}"
+    """The command line of `quality`, with the models' numbers of steps."""
+    parser = quality.parser_of_quality("turbo", __doc__, small=f"only {quality.FEW} prompts")
+    parser.set_defaults(samplers=["euler"], steps=[max(SETTINGS)])
+    arguments = parser.parse_args(argv)
+    unknown = sorted(set(arguments.steps) - set(SETTINGS))
+    if unknown:
+        parser.error(f"--steps: there is no LoRA for {unknown[0]} steps; give {' or '.join(map(str, SETTINGS))}")
+    if arguments.small:
+        arguments.prompts = min(arguments.prompts, quality.FEW)
     return arguments

@@ -27,5 +27,12 @@ def test_every_kind_of_saving_is_tried(steps: int) -> None:
 
 
 def test_the_command_line() -> None:
-    arguments = turbo.parse(["--distilled", "4", "--prompts", "2"])
-    assert (arguments.steps, arguments.name, arguments.samplers, arguments.prompts) == ([4], "turbo-4", ["euler"], 2)
+    arguments = turbo.parse(["--steps", "4", "--prompts", "2"])
+    assert (arguments.steps, arguments.samplers, arguments.prompts, arguments.sizes) == ([4], ["euler"], 2, [512])
+    assert turbo.parse([]).steps == [8] and turbo.parse(["--small"]).prompts == 4
+
+
+def test_a_model_that_was_not_distilled(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        turbo.parse(["--steps", "8", "6"])
+    assert "there is no LoRA for 6 steps; give 8 or 4" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from safe_dit_engine.hosts.diffusers.coarse import TimestepLaw, law_of
 from safe_dit_engine.hosts.diffusers.pipeline import apply
+from safe_dit_engine.hosts.diffusers.start import NOT_LEFT_OUT
 from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps import coarse
 from safe_dit_engine.steps.coarse import LATE, NOT_HERE, TOO_SMALL, enlarge, pool
@@ -134,6 +135,14 @@ def test_sides_that_are_no_multiple_of_four() -> None:
 def test_a_run_that_begins_in_the_middle() -> None:
     report = calls_of(tiny_of("sd3"), first_coarse(), sigmas=[0.6, 0.4, 0.2], num_inference_steps=3)[2]
     assert report.notes[0] == f"No step is coarse, because {LATE}."
+
+
+def test_a_scheduler_that_bears_no_step_left_out() -> None:
+    tiny = tiny_of("sd3")
+    tiny.pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    plain = tiny.sample()
+    found, _, report = calls_of(tiny, first_coarse())
+    assert torch.equal(found, plain) and report.notes == [NOT_LEFT_OUT.format("FlowMatchHeunDiscreteScheduler")]
 
 
 @pytest.mark.parametrize("images", [1, 2])

@@ -80,6 +80,7 @@ def test_runs_and_sends_live_steps(
         assert {key: message[key] for key in ids} == ids
     (record,) = run.outputs[id_of(workflow, REPORT)]["safe_dit"]
     assert [step[1] for step in record["steps"]] == [message["kind"] for message in run.steps]
+    assert overlapping(frontend.serialize()) == [], "no node has grown over another"
     assert set(frontend.errors) - errors_without_us == set()
 
 

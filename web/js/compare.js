@@ -3,7 +3,7 @@
 import { allNodes, api, app, effective, executionId, fetchJson, postJson, setWidget } from "./comfy.js";
 import { closeness } from "./paint.js";
 import { measured } from "./plan.js";
-import { times } from "./prediction.js";
+import { presetsBySpeed, times } from "./prediction.js";
 import { make } from "./style.js";
 import { t } from "./text.js";
 import { duration } from "./words.js";
@@ -13,8 +13,6 @@ import { duration } from "./words.js";
 /** Two finished prompts, the last run and the full one, and the node that shows a picture of both. @typedef {{ node: string, last: string, full: string, shown: string, preset: string | null }} Pair */
 
 const PRESET = "preset";
-/** By speed. */
-const PRESETS = ["quality", "balanced", "fast", "draft", "express"];
 /** Of this tab: the comparison that is shown again after a reload or an undo. */
 const KEPT = "SafeDit.Comparison";
 const SEEDS = ["seed", "noise_seed"];
@@ -58,14 +56,15 @@ function presetSteps(node, view) {
   return [["preset_closer", -1], ["preset_faster", 1]].map(([name, by]) => button(String(name), t(String(name)), t(`about_${name}`), () => {
     const next = nextPreset(node, Number(by));
     if (next) setWidget(node, PRESET, next);
-    else view.tell(t("noPreset", { presets: PRESETS.join(", ") }));
+    else view.tell(t("noPreset", { presets: presetsBySpeed().join(", ") }));
   }));
 }
 
 /** @param {any} node @param {number} by @returns {string | undefined} */
 function nextPreset(node, by) {
-  const at = PRESETS.indexOf(effective(node, PRESET));
-  return at < 0 ? undefined : PRESETS[at + by];
+  const presets = presetsBySpeed();
+  const at = presets.indexOf(effective(node, PRESET));
+  return at < 0 ? undefined : presets[at + by];
 }
 
 // The full run

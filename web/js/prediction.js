@@ -44,6 +44,11 @@ export function presetValues(name) {
   return values && !values.speedup ? values : null;
 }
 
+/** Presets that leave out whole steps, the slowest first, as the server has them. */
+export function presetsBySpeed() {
+  return Object.entries(rule?.presets ?? {}).filter(([, values]) => values.skipped_steps || values.speedup).map(([name]) => name);
+}
+
 /** @param {any} node @param {import("./painting.js").Painting} painting @param {import("./runs.js").Run | null} run the last one @param {string | null} id of the node @returns {Prediction | null} */
 export function predict(node, painting, run, id) {
   const values = valuesOf(node);

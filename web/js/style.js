@@ -59,7 +59,8 @@ export function say(element, text) {
 
 /** Height that an element's parts need, the map and the bars at their least; null while it is not on the page. @param {HTMLElement} element */
 export function neededHeight(element) {
-  const parts = /** @type {HTMLElement[]} */ ([...element.children]).filter((part) => part.getClientRects().length);  // a gap is also beside what is empty
+  // Empty parts count as well: there is a gap beside them.
+  const parts = /** @type {HTMLElement[]} */ ([...element.children]).filter((part) => part.getClientRects().length);
   if (!element.clientWidth || !parts.length) return null;
   const heights = parts.map((part) => LEAST[/** @type {keyof typeof LEAST} */ (part.dataset.least)] ?? part.offsetHeight);
   return heights.reduce((sum, height) => sum + height + GAP, 2 * PADDING - GAP);

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...evaluation import Evaluation
-from ...steps.coarse import coarse_level, pool
+from ...steps.coarse import CoarseLevel, coarse_level, pool
 from ...steps.levels import flow_parts
 from .schedulers import Prediction, flows, is_inverted
 
@@ -76,15 +76,15 @@ def _holds_tensors(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Smaller:
-    """An evaluation on a quarter of the pixels: its noise level `sigma`, and what a pooled latent is multiplied by."""
+    """An evaluation on a quarter of the pixels, at its own noise level."""
 
-    sigma: float
-    scale: float
+    level: CoarseLevel
     law: TimestepLaw
 
     def call(self, forward: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """`forward` on the smaller latent; what it gives has full size."""
-        x, timestep = pool(arguments["hidden_states"]) * self.scale, torch.full_like(arguments["timestep"], self.law(self.sigma))
+        x = pool(arguments["hidden_states"]) * self.level.scale
+        timestep = torch.full_like(arguments["timestep"], self.law(self.level.sigma))
         output = forward(**{**arguments, "hidden_states": x, "timestep": timestep})
         if isinstance(output, tuple):
             return (_spread(output[0]), *output[1:])
@@ -92,14 +92,16 @@ class Smaller:
 
     def denoised(self, model_output: Tensor, x: Tensor) -> Tensor:
         """The denoised latent `[images, C, h, w]`, float32, of a prediction and a latent of full size."""
-        return Prediction(1.0, -self.sigma).denoised(model_output[..., ::2, ::2], pool(x.float()) * self.scale)
+        return Prediction(1.0, -self.level.sigma).denoised(model_output[..., ::2, ::2], pool(x.float()) * self.level.scale)
 
 
 def smaller(evaluation: Evaluation, x: Tensor, law: TimestepLaw | None) -> Smaller | None:
     """How an evaluation runs on less than the latents `x` `[images, C, H, W]`; None where it runs on them."""
-    found = None if law is None else evaluation.coarse(x, lambda sigma: None)
+    if law is None or evaluation.coarse(x, lambda sigma: None) is None:
+        return None
     level = coarse_level(evaluation.sigma, flow_parts)
-    return None if found is None or level is None or law is None else Smaller(level.sigma, level.scale, law)
+    assert level is not None, "the evaluation has just found it"
+    return Smaller(level, law)
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ...report import NoteLevel, RunReport
 from ...run import Run
 from ...selective.memory import Memory
 from ...steps.levels import flow_parts, flow_progress, plain_progress
+from ...steps.plan import ScheduleConfig
 from .schedulers import flows, known_of, suited
 
 NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
@@ -45,10 +46,14 @@ def start_run(
     suiting = _suiting(config, scheduler)
     parts = flow_parts if may_be_coarse else None
     run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels), parts=parts)
-    schedule = suiting.schedule
-    if asked is not None and schedule is not None and schedule.refresh_interval < asked.refresh_interval:
+    if asked is not None and _asks_for_more(asked, suiting.schedule or asked):
         run.note(NOT_LEFT_OUT.format(type(scheduler).__name__))
     return run
+
+
+def _asks_for_more(asked: ScheduleConfig, suiting: ScheduleConfig) -> bool:
+    """Whether more was to be left out than suits the scheduler."""
+    return suiting.refresh_interval < asked.refresh_interval or suiting.coarse_steps < asked.coarse_steps
 
 
 def _progress(scheduler: Any, levels: Sequence[float]) -> tuple[float, ...]:
