@@ -98,7 +98,6 @@ def painting_input() -> Any:
         "painted_tokens",
         optional=True,
         default="",
-        advanced=True,
         extra_dict={"hidden": True},
         tooltip=(
             "What you painted on the node's map, as text: tokens that selective steps always compute (s) and tokens that they never "

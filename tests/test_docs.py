@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "benchmarks").glob("*.md"))]
 README_WORDS = 900
 START, END = "<!-- demo: written by the tests -->\n", "<!-- end of demo -->"
-SHOWN = {"dense": "full", "safe_sw": "SAFE+SW", "fewer_steps": "fewer steps, in the time of `balanced`"}
+SHOWN = {"dense": "full", "safe_sw": "SAFE+SW", "fewer_steps": "fewer steps, as many as `balanced` computes"}
 PLACEHOLDER = r"ADDRESS|PLACEHOLDER|TODO|TBD|FIXME|OWNER/|example\.com"
 
 
@@ -127,6 +127,14 @@ def test_what_steps_save_is_what_the_readme_says(preset: str) -> None:
     assert max(saved[4]) == 0.0 and max(saved[8]) <= 0.25 <= min(saved[12])
     if preset == "balanced":
         assert min(saved[15]) > 0.33 and all(0.44 < share < 0.55 for share in [*saved[20], *saved[30]])
+
+
+@pytest.mark.parametrize("page", ["web/docs/SafeDitAccelerate.md", "web/docs/SafeDitSelectiveSampler.md", "docs/limits.md"])
+def test_samplers_that_compute_everything_are_named(page: str) -> None:
+    names = [re.sub(r"^sample_|_function$", "", name) for name, sampler in SAMPLERS.items() if sampler.full]
+    assert len(names) > 8
+    told = ["CFG++ samplers" if name.endswith("_cfg_pp") else f"`{name}`" for name in names]
+    assert [name for name in told if name not in plain(read(ROOT / page))] == []
 
 
 def test_presets_are_counted_as_on_the_node() -> None:

@@ -109,10 +109,12 @@ def test_only_what_the_preset_reads_is_shown(page: Frontend) -> None:
         assert sorted(page.page.evaluate(SHOWN)) == sorted([*ours, *names]), preset
     if page.name == "nodes2":
         rows = "[...document.querySelectorAll('[data-node-id=\"4\"] [data-testid=\"node-widget\"]')].map((row) => row.innerText)"
-        assert any("refresh_interval" in row for row in page.page.evaluate(rows))
+        more = page.page.locator('[data-node-id="4"] [data-testid="advanced-inputs-button"]')
+        assert any("refresh_interval" in row for row in page.page.evaluate(rows)) and more.count() == 1
         change(page, NODE, "preset", "balanced")
         page.page.wait_for_timeout(300)
         assert not any("refresh_interval" in row for row in page.page.evaluate(rows))
+        assert more.count() == 0, "it offers advanced inputs and has none"
 
 
 def test_custom_starts_from_the_preset_before(page: Frontend) -> None:

@@ -8,6 +8,8 @@ const PRESET = "preset";
 const BY_HAND = ["keep_ratio", "refresh_interval", "warmup_steps", "forecast", "early_refresh", "skipped_steps", "corrector", "coarse_steps"];
 /** Only selective steps keep keys and values. */
 const CACHE = "cache";
+/** Inputs that are advanced when they are seen: for hidden ones, too, Nodes 2.0 would offer to show advanced inputs. @type {WeakSet<any>} */
+const ADVANCED = new WeakSet();
 
 /** Which inputs a preset reads; null: all, because it is not known which preset it will be. @param {string | undefined} preset @returns {string[] | null} */
 export function readBy(preset) {
@@ -34,6 +36,8 @@ export function hideIgnored(node) {
 function hide(widget, hidden) {
   const changed = Boolean(widget.hidden) !== hidden;
   [widget.hidden, widget.options.hidden] = [hidden, hidden];
+  if (widget.options.advanced) ADVANCED.add(widget);
+  widget.options.advanced = !hidden && ADVANCED.has(widget);
   return changed;
 }
 
