@@ -176,13 +176,21 @@ def frontend(kept_frontend: Frontend) -> Iterator[Frontend]:
     kept_frontend.errors.clear()
 
 
+@pytest.fixture(scope="session")
+def errors_by_server() -> dict[str, frozenset[str]]:
+    """What was found of each server, whichever file asked first."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def errors_without_us(browser: Browser, server: ComfyServer) -> frozenset[str]:
+def errors_without_us(browser: Browser, server: ComfyServer, errors_by_server: dict[str, frozenset[str]]) -> frozenset[str]:
     """The errors that ComfyUI's frontend shows with an empty graph."""
-    with opened_page(browser, server) as opened:
-        opened.load(EMPTY)
-        opened.page.wait_for_timeout(2000)
-    return frozenset(opened.errors)
+    if server.url not in errors_by_server:
+        with opened_page(browser, server) as opened:
+            opened.load(EMPTY)
+            opened.page.wait_for_timeout(2000)
+        errors_by_server[server.url] = frozenset(opened.errors)
+    return errors_by_server[server.url]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])

@@ -48,7 +48,7 @@ def test_a_second_workflow_with_the_same_ids_shows_nothing(page: Frontend) -> No
 def test_a_run_ends_while_another_workflow_with_the_same_ids_is_open(page: Frontend) -> None:
     first, second = ({**read_workflow("quickstart"), "id": str(uuid.uuid4())} for _ in range(2))
     page.load(first)
-    page.set_widgets(width=512, height=512, steps=16, seed=fresh_seed())
+    page.set_widgets(width=384, height=384, steps=16, seed=fresh_seed())
     assert page.page.evaluate(QUEUE)
     first = page.serialize()
     page.load(second)

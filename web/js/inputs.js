@@ -27,8 +27,10 @@ export function hideIgnored(node) {
   const ours = node.widgets.filter((/** @type {any} */ { name }) => [...BY_HAND, CACHE, SPEEDUP].includes(name));
   const changed = ours.filter((/** @type {any} */ widget) => hide(widget, read !== null && !read.includes(widget.name) && !linked.has(widget.name)));
   if (!changed.length) return;
-  // Nodes 2.0 reads `options` anew only when the list of widgets is set.
-  node.widgets = [...node.widgets];
+  // Nodes 2.0 reads `options` anew only when the list of widgets is set, and some of them only when it becomes another list.
+  const all = [...node.widgets];
+  node.widgets = all.slice(1);
+  node.widgets = all;
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
