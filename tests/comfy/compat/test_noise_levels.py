@@ -21,6 +21,7 @@ class Sampling:
 
     def __init__(self, guests: Any, demo: Any) -> None:
         self.comfy, self.demo = guests, demo
+        self._full: dict[tuple[int, str, str, int, int], Tensor] = {}
 
     def accelerated(self, preset: str, model: Any = None, **values: Any) -> Any:
         inputs = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False, **values}
@@ -57,14 +58,20 @@ class Sampling:
     def leads(self, preset: str, steps: int, sampler: str, scheduler: str = "simple", scenes: Any = SCENES) -> list[float]:
         """By how many decibels a preset is closer to the full run than as many full steps, scene by scene."""
         ours, fewer = [], []
-        model, full_model = self.accelerated(preset), self.demo.model
+        model = self.accelerated(preset)
         for scene, seed in scenes:
-            full = self.latent(full_model, self.sigmas(steps, scheduler), sampler, scene, seed, edge=32)
+            full = self.full(steps, scheduler, sampler, scene, seed)
             ours.append(decibels(self.latent(model, self.sigmas(steps, scheduler), sampler, scene, seed, edge=32), full))
             count = math.floor(self.report().rows_computed_share * steps + 1e-6)
-            others = self.latent(full_model, self.sigmas(count, scheduler), sampler, scene, seed, edge=32)
-            fewer.append(decibels(others, full))
+            fewer.append(decibels(self.full(count, scheduler, sampler, scene, seed), full))
         return [a - b for a, b in zip(ours, fewer, strict=True)]
+
+    def full(self, steps: int, scheduler: str, sampler: str, scene: int, seed: int) -> Tensor:
+        """What the model alone makes; made once, because the full run of some is the run of fewer steps of others."""
+        key = (steps, scheduler, sampler, scene, seed)
+        if key not in self._full:
+            self._full[key] = self.latent(self.demo.model, self.sigmas(steps, scheduler), sampler, scene, seed, edge=32)
+        return self._full[key]
 
 
 def decibels(latent: Tensor, full: Tensor) -> float:
