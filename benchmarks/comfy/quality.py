@@ -103,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = parser_of_quality(NAME, __doc__, small=f"512 px, 20 steps, euler, {FEW} prompts")
     parser.add_argument("--speedups", type=at_least(1, float), nargs="+", default=SPEEDUPS, help="where each method is tried")
-    parser.add_argument("--name", default=NAME, help="of the files that are written")
+    parser.add_argument("--name", help="of the files that are written")
     arguments = read(parser, argv)
     if arguments.small:  # below 512 px there are no coarse steps
         arguments.sizes, arguments.prompts = [512], min(arguments.prompts, FEW)

@@ -31,7 +31,7 @@ COLUMNS = (
     "method", "setting", "steps", "seconds", "speedup", "rows_computed_share", "psnr_db", "psnr_db_objects", "ssim", "oracle_score",
 )  # fmt: skip
 PRESETS = ("quality", "balanced", "draft", "express")
-RIVAL, RIVALS = "fewer steps", "balanced"  # what the rival is called, and as many steps as which computes it has
+RIVAL, RIVALS = "fewer steps", "balanced"  # what the rival is called, and the preset that computes as many steps
 TITLES = ("dense", *PRESETS, "safe sw", RIVAL, "token map")
 # The columns of the strip, with what stands above each.
 STRIP = {"dense": "full", **{name: name for name in PRESETS}, RIVAL: RIVAL}

@@ -95,7 +95,7 @@ def ruled(mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
 # No wrong verdict, ever
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=4000, deadline=None)
 @given(masks(), st.integers(0, 2**31))
 def test_a_rewritten_mask_gives_what_the_mask_gave(case: tuple[Tensor, int, int], seed: int) -> None:
     mask, queries, keys = case
@@ -106,7 +106,7 @@ def test_a_rewritten_mask_gives_what_the_mask_gave(case: tuple[Tensor, int, int]
 
 
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], ids=str)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=750, deadline=None)
 @given(masks(), st.integers(0, 2**31))
 def test_torch_gives_the_same_with_and_without_us(backend: SDPBackend, case: tuple[Tensor, int, int], seed: int) -> None:
     """In the mask's own precision too, on every kernel a CPU has; masks we leave alone are handed over untouched, errors included."""
