@@ -3,11 +3,12 @@ do not get there."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .plan import ScheduleConfig, StepCosts, StepKind, falls_through, plan_steps, predicted_share
+from .plan import ScheduleConfig, StepKind, falls_through, plan_steps, predicted_share
 from .samplers import Sampler
 
 # Refresh interval, warm-up and early refresh of the plans that keep the picture, from the most work to the least.
@@ -16,9 +17,12 @@ KEEPING = ((1, 1, False), (2, 8, False), (2, 4, False), (3, 6, True), (3, 4, Tru
 SAME_PICTURE = 2.5
 # A plan that keeps the picture is good enough where it computes at most so much more than was asked for: a share of all steps, at most one.
 SLACK = 0.05
-# Coarse steps come before this progress, so far apart in progress but for the first two (docs/experiments.md, part 27).
-LAYOUT, COARSE_GAP = 0.55, 0.08
-# In runs of fewer steps than this they are at most this share of the steps.
+# Before this progress the picture is laid out: coarse steps, so far apart in progress but for the first two; thinner where little is to be
+# computed (docs/experiments.md, part 27).
+LAYOUT, COARSE_GAP, THIN_GAP = 0.55, 0.08, 0.15
+# Later ones divide gaps between full steps that are wider: over these a prediction that is held tints grey things.
+HELD = 0.25
+# In runs of fewer steps than this they are at most this share of the steps, all at the start.
 FEW_STEPS, FEW_COARSE = 10, 0.35
 # How far apart in progress full steps may lie, however little is to be computed.
 WIDEST = 0.4
@@ -82,29 +86,47 @@ def _keeping(progress: Sequence[float], reach: float, most_skipped: int, window:
 
 
 def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tuple[StepKind, ...]:
-    """Coarse steps, then full ones with gaps that grow from the start; the last step is full."""
+    """Coarse steps, then full ones with gaps that grow from the start and a coarse step within the wide ones; the last step is full."""
     total = len(progress) - 1
     most = int(FEW_COARSE * total) if total < FEW_STEPS else total - 1
     layout = max(1, min(sum(level < LAYOUT - 1e-6 for level in progress[:total]), most))
-    coarse = _apart(progress, layout) if most_skipped else set(range(layout))
-    rest = total - layout
     fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6)
+    gaps = (COARSE_GAP, THIN_GAP) if total >= FEW_STEPS else (COARSE_GAP,)
     if most_skipped < FREELY:  # a sampler that was only measured with fewer
-        fewest = max(fewest, 1 + math.ceil((rest - 1) / (most_skipped + 1)))
-    asked = math.floor(budget - len(coarse) * StepCosts().coarse + 0.5)
+        fewest, gaps = max(fewest, 1 + math.ceil((total - layout - 1) / (most_skipped + 1))), (COARSE_GAP if most_skipped else 0.0,)
+    counts = range(total - layout, min(fewest, total - layout) - 1, -1)
+    plans = [_with_full(progress, layout, count, gap) for gap in gaps for count in counts]
+    return next((plan for plan in plans if _cost(plan) <= budget + 0.5), plans[-1])
+
+
+def _with_full(progress: Sequence[float], layout: int, count: int, gap: float) -> tuple[StepKind, ...]:
+    """`count` full steps from the step `layout` on; the coarse ones before it lie `gap` apart."""
+    total = len(progress) - 1
+    full = [layout + place for place in _growing(total - layout, count)]
+    coarse = _apart(progress, layout, gap)
+    if total >= FEW_STEPS:
+        coarse.update(step for pair in itertools.pairwise(full) for step in _within(progress, *pair))
     kinds = [StepKind.COARSE if step in coarse else StepKind.SKIPPED for step in range(total)]
-    for number, place in enumerate(_growing(rest, min(rest, max(fewest, asked)))):
-        kinds[layout + place] = StepKind.REFRESH if number else StepKind.WARMUP
+    for number, place in enumerate(full):
+        kinds[place] = StepKind.REFRESH if number else StepKind.WARMUP
     return tuple(kinds)
 
 
-def _apart(progress: Sequence[float], steps: int) -> set[int]:
+def _apart(progress: Sequence[float], steps: int, gap: float) -> set[int]:
     """The first two of `steps`, and those that lie far enough from the one before."""
     chosen = list(range(min(steps, 2)))
     for step in range(2, steps):
-        if progress[step] - progress[chosen[-1]] >= COARSE_GAP:
+        if progress[step] - progress[chosen[-1]] >= gap - 1e-6:
             chosen.append(step)
     return set(chosen)
+
+
+def _within(progress: Sequence[float], before: int, after: int) -> Iterator[int]:
+    """Steps that divide the gap between two others evenly, if it is wide."""
+    parts = math.ceil((progress[after] - progress[before]) / HELD - 1e-6)
+    for part in range(1, parts):
+        level = progress[before] + (progress[after] - progress[before]) * part / parts - 1e-6
+        yield next((step for step in range(before + 1, after) if progress[step] >= level), after)
 
 
 def _growing(steps: int, count: int) -> Iterator[int]:

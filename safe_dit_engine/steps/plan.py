@@ -117,7 +117,17 @@ def plan_steps(
         steps = range(full + 1, min(full + 1 + most, closes))
         kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced))
         before, full = full, len(kinds) - 1
-    return tuple(kinds[:total])
+    return _evened(tuple(kinds[:total]), progress, closes) if schedule.spaced else tuple(kinds[:total])
+
+
+def _evened(kinds: tuple[StepKind, ...], progress: Sequence[float], closes: int) -> tuple[StepKind, ...]:
+    """The plan without two full steps at its end behind a long gap: the first of them lies within the gap instead, so that the gap is
+    shorter and as much is computed."""
+    gap, ends = kinds[-4:-2], kinds[-2:]
+    between = len(kinds) - 2
+    if len(gap) < 2 or gap[0].full or gap[0] is not gap[1] or not all(kind is StepKind.REFRESH for kind in ends):
+        return kinds
+    return (*kinds[:-3], StepKind.REFRESH, gap[1], StepKind.REFRESH) if between < closes and falls_through(progress, between) else kinds
 
 
 def widest_gap(progress: float) -> float:

@@ -1,13 +1,15 @@
-"""Plans by budget: never far over it, the last step always computed, coarse steps only at the start."""
+"""Plans by budget: never far over it, the last step always computed, coarse steps where nothing is known yet and in wide gaps."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_dit_engine.presets import at_speedup
-from safe_dit_engine.steps.budget import SAME_PICTURE, plan_budget, what_is_missed
+from safe_dit_engine.steps.budget import FEW_STEPS, HELD, SAME_PICTURE, plan_budget, what_is_missed
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, StepKind, predicted_share
 
@@ -25,7 +27,7 @@ def test_laws(steps: int, speedup: float, shift: float, skipped: int, coarse: bo
     assert len(plan) == steps and plan[-1] in "wr" and plan[0] in "wc", "the last step is computed, and so is the first"
     assert "c" not in plan or coarse
     assert "-" not in plan or skipped
-    assert "c" not in plan.lstrip("c-"), "coarse steps come first"
+    assert steps >= FEW_STEPS or "c" not in plan.lstrip("c-"), "in runs of few steps coarse ones come first"
     first = next(index for index, letter in enumerate(plan) if letter in "wr")
     assert plan[first] == "w"
 
@@ -36,6 +38,20 @@ def test_less_work_where_it_can_be(steps: int, speedup: float) -> None:
     cost, least, most = (predicted_share(plan_budget(even_progress(steps), asked, 1.0, 3, True), 1.0) for asked in (speedup, 6.0, 1.0))
     assert cost * steps <= max(steps / speedup, least * steps) + 1.0
     assert least <= cost <= most == 1.0
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(16, 2.0), (20, 2.0), (20, 3.0), (25, 2.0), (40, 3.0)])
+def test_no_prediction_is_held_for_long(steps: int, shift: float) -> None:
+    """Grey things took on a tint where a guided prediction was held from the layout to the last step (docs/experiments.md, part 27)."""
+    progress = even_progress(steps, shift)
+    computed = [step for step, letter in enumerate(letters(steps, EXPRESS, shift)) if letter != "-"]
+    assert all(progress[after] - progress[before] < HELD for before, after in itertools.pairwise(computed))
+    assert steps != 20 or letters(steps, EXPRESS) == "cc-c-c-c-c-w---c---r"
+
+
+def test_the_dial_goes_beyond_express() -> None:
+    shares = [predicted_share(plan_budget(even_progress(20), speedup, 1.0, 3, True), 1.0) for speedup in (3.0, 4.0, EXPRESS, 6.0)]
+    assert shares == sorted(shares, reverse=True) and len(set(shares)) == 4 and shares[2] <= 0.2
 
 
 def test_the_picture_is_kept_up_to_a_speedup() -> None:

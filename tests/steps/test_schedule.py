@@ -54,6 +54,9 @@ def test_spaced_plan_as_drawn() -> None:
     assert plan(20, 3, 4, skipped_steps=1, spaced=True) == "www-rs-rss-rss-rss-r"
     assert plan(20, 3, 4, skipped_steps=9, spaced=True) == "www-r--r---r---r---r"
     assert plan(4, 2, 4, spaced=True) == "wrrr" and plan(1, 4, 2, spaced=True) == "w"
+    # Two full steps at the end with a long gap before them: the gap is divided.
+    assert plan(16, 2, 3, skipped_steps=2, spaced=True) == "wwrr-r--r--r-r-r"
+    assert plan(16, 2, 3, (0, 14), skipped_steps=2, spaced=True) == "wwrr-r--r--r--rr"
 
 
 @pytest.mark.parametrize(
@@ -106,8 +109,8 @@ def test_few_steps_are_all_computed_and_many_are_not(preset: str, shift: float) 
 
 def test_the_second_part_of_a_split_run_does_not_warm_up_again() -> None:
     whole, schedule = even_progress(20), PRESETS["balanced"].schedule
-    assert kinds(plan_steps(whole[10:], 4, schedule)) == "w-r--r--rr"
-    assert kinds(plan_steps(whole[:11], 4, schedule)) == "wwww-r--rr"
+    assert kinds(plan_steps(whole[10:], 4, schedule)) == "w-r--r-r-r"
+    assert kinds(plan_steps(whole[:11], 4, schedule)) == "wwww-r-r-r"
 
 
 def test_warm_up_is_no_longer_than_in_a_run_of_twenty_steps() -> None:

@@ -16,6 +16,8 @@ const LAYOUT = 0.55;
 const FEW_STEPS = 10;
 const FEW_COARSE = 0.35;
 const COARSE_GAP = 0.08;
+const THIN_GAP = 0.15;
+const HELD = 0.25;
 const FREELY = 3;
 const WIDEST = 0.4;
 const TINY = 1e-6;
@@ -77,7 +79,7 @@ function keeping(progress, interval, warmup, early, sampler, window) {
 }
 
 /**
- * Coarse steps, then full ones with gaps that grow from the start; the last step is full.
+ * Coarse steps, then full ones with gaps that grow from the start and a coarse step within the wide ones; the last step is full.
  * @param {readonly number[]} progress
  * @param {number} budget
  * @param {number} skipped
@@ -89,28 +91,56 @@ function coarsely(progress, budget, skipped, costs) {
   const most = total < FEW_STEPS ? Math.floor(FEW_COARSE * total) : total - 1;
   const early = progress.slice(0, total).filter((level) => level < LAYOUT - TINY).length;
   const layout = Math.max(1, Math.min(early, most));
-  const coarse = skipped ? apart(progress, layout) : new Set(Array(layout).keys());
   const rest = total - layout;
   const widest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - TINY);
   const fewest = skipped < FREELY ? Math.max(widest, 1 + Math.ceil((rest - 1) / (skipped + 1))) : widest;
-  const asked = Math.floor(budget - coarse.size * costs.coarse + 0.5);
-  const full = Math.min(rest, Math.max(fewest, asked));
+  const many = total < FEW_STEPS ? [COARSE_GAP] : [COARSE_GAP, THIN_GAP];
+  const gaps = skipped < FREELY ? [skipped ? COARSE_GAP : 0] : many;
+  /** @type {Kind[]} */
+  let plan = [];
+  for (const gap of gaps) {
+    for (let count = rest; count >= Math.min(fewest, rest); count -= 1) {
+      plan = withFull(progress, layout, count, gap);
+      if (predictedShare(plan, 1, costs) * total <= budget + 0.5) return plan;
+    }
+  }
+  return plan;
+}
+
+/**
+ * `count` full steps from the step `layout` on; the coarse ones before it lie `gap` apart.
+ * @param {readonly number[]} progress
+ * @param {number} layout
+ * @param {number} count
+ * @param {number} gap
+ * @returns {Kind[]}
+ */
+function withFull(progress, layout, count, gap) {
+  const total = progress.length - 1;
+  const full = growing(total - layout, count).map((place) => layout + place);
+  const later = total < FEW_STEPS ? [] : full.slice(1).flatMap((after, index) => within(progress, full[index], after));
+  const coarse = new Set([...apart(progress, layout, gap), ...later]);
   /** @type {Kind[]} */
   const kinds = Array.from({ length: total }, (_, step) => (coarse.has(step) ? "coarse" : "skipped"));
-  growing(rest, full).forEach((place, number) => { kinds[layout + place] = number ? "refresh" : "warmup"; });
+  full.forEach((place, number) => { kinds[place] = number ? "refresh" : "warmup"; });
   return kinds;
 }
 
-/** The first two of `steps`, and those that lie far enough from the one before. @param {readonly number[]} progress @param {number} steps */
-function apart(progress, steps) {
-  const chosen = new Set([0, 1].slice(0, steps));
-  let last = Math.min(steps, 2) - 1;
-  for (let step = 2; step < steps; step += 1) {
-    if (progress[step] - progress[last] < COARSE_GAP) continue;
-    chosen.add(step);
-    last = step;
-  }
+/** The first two of `steps`, and those that lie far enough from the one before. @param {readonly number[]} progress @param {number} steps @param {number} gap */
+function apart(progress, steps, gap) {
+  const chosen = [0, 1].slice(0, steps);
+  for (let step = 2; step < steps; step += 1) if (progress[step] - progress[chosen[chosen.length - 1]] >= gap - TINY) chosen.push(step);
   return chosen;
+}
+
+/** Steps that divide the gap between two others evenly, if it is wide. @param {readonly number[]} progress @param {number} before @param {number} after */
+function within(progress, before, after) {
+  const parts = Math.ceil((progress[after] - progress[before]) / HELD - TINY);
+  return Array.from({ length: Math.max(parts - 1, 0) }, (_, index) => {
+    const level = progress[before] + ((progress[after] - progress[before]) * (index + 1)) / parts - TINY;
+    const found = progress.slice(before + 1, after).findIndex((reached) => reached >= level);
+    return found < 0 ? after : before + 1 + found;
+  });
 }
 
 /** `count` of `steps`, the first and the last among them unless it is the last alone, with gaps that grow. @param {number} steps @param {number} count */

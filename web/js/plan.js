@@ -45,7 +45,21 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
     kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0))));
     [before, full] = [full, kinds.length - 1];
   }
-  return kinds.slice(0, total);
+  return schedule.spaced ? evened(kinds.slice(0, total), progress, closes) : kinds.slice(0, total);
+}
+
+/**
+ * The plan without two full steps at its end behind a long gap: the first of them lies within the gap instead.
+ * @param {Kind[]} kinds
+ * @param {readonly number[]} progress
+ * @param {number} closes
+ * @returns {Kind[]}
+ */
+function evened(kinds, progress, closes) {
+  const between = kinds.length - 2;
+  const [gap, kind] = kinds.slice(-4, -2);
+  const two = kinds.length > 3 && !isFull(gap) && gap === kind && kinds.slice(-2).every((end) => end === "refresh");
+  return two && between < closes && fallsThrough(progress, between) ? [...kinds.slice(0, -3), "refresh", gap, "refresh"] : kinds;
 }
 
 /**
