@@ -73,7 +73,7 @@ SAMPLERS = {
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
     "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
     "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
-    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.53),
+    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
