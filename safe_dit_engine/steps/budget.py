@@ -18,16 +18,16 @@ SAME_PICTURE = 2.5
 # A plan that keeps the picture is good enough where it computes at most so much more than was asked for: a share of all steps, at most one.
 SLACK = 0.05
 # Before this progress the picture is laid out: coarse steps, so far apart in progress but for the first two; thinner where little is to be
-# computed (docs/experiments.md, part 27).
-LAYOUT, COARSE_GAP, THIN_GAP = 0.55, 0.08, 0.15
+# computed (docs/experiments.md, part 27). Longer with samplers that may skip little, which save by coarse steps alone.
+LAYOUT, LONG_LAYOUT, COARSE_GAP, THIN_GAP = 0.35, 0.55, 0.08, 0.15
 # Later ones divide gaps between full steps that are wider: over these a prediction that is held tints grey things.
-HELD = 0.25
+HELD = 0.17
 # In runs of fewer steps than this they are at most this share of the steps, all at the start.
 FEW_STEPS, FEW_COARSE = 10, 0.35
-# How far apart in progress full steps may lie, however little is to be computed.
-WIDEST = 0.4
+# How far apart in progress full steps may lie, however little is to be computed; in runs of few steps, where no coarse ones lie between.
+WIDEST, FEW_WIDEST = 0.65, 0.4
 # Samplers that skip as many steps one after another may skip any number after coarse ones.
-FREELY = 3
+FREELY = 2
 # Above 1: gaps between full steps grow.
 GROWTH = 1.15
 
@@ -89,8 +89,9 @@ def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tupl
     """Coarse steps, then full ones with gaps that grow from the start and a coarse step within the wide ones; the last step is full."""
     total = len(progress) - 1
     most = int(FEW_COARSE * total) if total < FEW_STEPS else total - 1
-    layout = max(1, min(sum(level < LAYOUT - 1e-6 for level in progress[:total]), most))
-    fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / WIDEST - 1e-6)
+    end = (LAYOUT if most_skipped >= FREELY else LONG_LAYOUT) - 1e-6
+    layout = max(1, min(sum(level < end for level in progress[:total]), most))
+    fewest = 1 + math.ceil((progress[total - 1] - progress[layout]) / (WIDEST if total >= FEW_STEPS else FEW_WIDEST) - 1e-6)
     gaps = (COARSE_GAP, THIN_GAP) if total >= FEW_STEPS else (COARSE_GAP,)
     if most_skipped < FREELY:  # a sampler that was only measured with fewer
         fewest, gaps = max(fewest, 1 + math.ceil((total - layout - 1) / (most_skipped + 1))), (COARSE_GAP if most_skipped else 0.0,)
@@ -125,8 +126,8 @@ def _within(progress: Sequence[float], before: int, after: int) -> Iterator[int]
     """Steps that divide the gap between two others evenly, if it is wide."""
     parts = math.ceil((progress[after] - progress[before]) / HELD - 1e-6)
     for part in range(1, parts):
-        level = progress[before] + (progress[after] - progress[before]) * part / parts - 1e-6
-        yield next((step for step in range(before + 1, after) if progress[step] >= level), after)
+        level = progress[before] + (progress[after] - progress[before]) * part / parts
+        yield min(range(before, after), key=lambda step: round(abs(progress[step] - level), 6))
 
 
 def _growing(steps: int, count: int) -> Iterator[int]:

@@ -12,14 +12,16 @@ import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
 /** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
 const KEEPING = [[1, 1, false], [2, 8, false], [2, 4, false], [3, 6, true], [3, 4, true], [3, 2, true], [4, 2, true]];
 const SLACK = 0.05;
-const LAYOUT = 0.55;
+const LAYOUT = 0.35;
+const LONG_LAYOUT = 0.55;
 const FEW_STEPS = 10;
 const FEW_COARSE = 0.35;
 const COARSE_GAP = 0.08;
 const THIN_GAP = 0.15;
-const HELD = 0.25;
-const FREELY = 3;
-const WIDEST = 0.4;
+const HELD = 0.17;
+const FREELY = 2;
+const WIDEST = 0.65;
+const FEW_WIDEST = 0.4;
 const TINY = 1e-6;
 const GROWTH = 1.15;
 /** Of a sampler that is not known yet. @type {Sampler} */
@@ -89,10 +91,11 @@ function keeping(progress, interval, warmup, early, sampler, window) {
 function coarsely(progress, budget, skipped, costs) {
   const total = progress.length - 1;
   const most = total < FEW_STEPS ? Math.floor(FEW_COARSE * total) : total - 1;
-  const early = progress.slice(0, total).filter((level) => level < LAYOUT - TINY).length;
+  const end = (skipped < FREELY ? LONG_LAYOUT : LAYOUT) - TINY;
+  const early = progress.slice(0, total).filter((level) => level < end).length;
   const layout = Math.max(1, Math.min(early, most));
   const rest = total - layout;
-  const widest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / WIDEST - TINY);
+  const widest = 1 + Math.ceil((progress[total - 1] - progress[layout]) / (total < FEW_STEPS ? FEW_WIDEST : WIDEST) - TINY);
   const fewest = skipped < FREELY ? Math.max(widest, 1 + Math.ceil((rest - 1) / (skipped + 1))) : widest;
   const many = total < FEW_STEPS ? [COARSE_GAP] : [COARSE_GAP, THIN_GAP];
   const gaps = skipped < FREELY ? [skipped ? COARSE_GAP : 0] : many;
@@ -137,9 +140,11 @@ function apart(progress, steps, gap) {
 function within(progress, before, after) {
   const parts = Math.ceil((progress[after] - progress[before]) / HELD - TINY);
   return Array.from({ length: Math.max(parts - 1, 0) }, (_, index) => {
-    const level = progress[before] + ((progress[after] - progress[before]) * (index + 1)) / parts - TINY;
-    const found = progress.slice(before + 1, after).findIndex((reached) => reached >= level);
-    return found < 0 ? after : before + 1 + found;
+    const level = progress[before] + ((progress[after] - progress[before]) * (index + 1)) / parts;
+    const off = (/** @type {number} */ step) => Math.round(Math.abs(progress[step] - level) * 1e6);
+    let nearest = before;
+    for (let step = before + 1; step < after; step += 1) if (off(step) < off(nearest)) nearest = step;
+    return nearest;
   });
 }
 
