@@ -11,52 +11,35 @@ from safe_dit_engine.cli.options import entry
 
 from .command import Wrong, log
 
-# Module and function of each.
+# Of each, module and function, and what it does, in a line.
 BENCHES = {
-    "backbones": ".backbones:main",
-    "cost": ".comfy.cost:main",
-    "diffusers-fidelity": ".diffusers.fidelity:main",
-    "distil": ".demo_model.distil:main",
-    "drawings": ".drawings:main",
-    "few-steps": ".comfy.samplers:few_steps",
-    "fidelity": ".comfy.fidelity:main",
-    "masktax": ".masktax:main",
-    "quality": ".comfy.quality:main",
-    "samplers": ".comfy.samplers:main",
-    "showcase": ".comfy.showcase:main",
-    "speed": ".diffusers.speed:main",
-    "study": ".study.study:main",
-    "train": ".demo_model.train:main",
-    "turbo": ".comfy.turbo:main",
-}
-# What each does, in a line.
-ABOUT = {
-    "backbones": "tables of the model families, and what their caches take; nothing runs",
-    "cost": "what a selective step costs beside a full one",
-    "diffusers-fidelity": "who stays closer to the full run at the same time, in diffusers",
-    "distil": "distil the demo model to 8 and to 4 steps, as LoRAs",
-    "drawings": "draw icon, banner and the thumbnails that are diagrams",
-    "few-steps": "presets at 6 to 30 steps, beside as many full steps",
-    "fidelity": "who stays closer to the full run at the same time, in ComfyUI",
-    "masktax": "what an attention mask costs that changes nothing",
-    "quality": "how good pictures are that differ from the full run on purpose",
-    "samplers": "presets with every sampler of ComfyUI, beside as many full steps",
-    "showcase": "`dev.py demo`: the shipped workflows in full and accelerated, pictures and a table",
-    "speed": "seconds and memory of the model families in diffusers, random weights",
-    "study": "a blind study of two folders of pictures: the page, and what its votes say",
-    "train": "train the demo model, or judge its weights",
-    "turbo": "what can be left out of a model distilled to 8 or 4 steps",
+    "backbones": (".backbones:main", "tables of the model families, and what their caches take; nothing runs"),
+    "cost": (".comfy.cost:main", "what a selective step costs beside a full one"),
+    "diffusers-fidelity": (".diffusers.fidelity:main", "who stays closer to the full run at the same time, in diffusers"),
+    "distil": (".demo_model.distil:main", "distil the demo model to 8 and to 4 steps, as LoRAs"),
+    "drawings": (".drawings:main", "draw icon, banner and the thumbnails that are diagrams"),
+    "few-steps": (".comfy.samplers:few_steps", "presets at 6 to 30 steps, beside as many full steps"),
+    "fidelity": (".comfy.fidelity:main", "who stays closer to the full run at the same time, in ComfyUI"),
+    "masktax": (".masktax:main", "what an attention mask costs that changes nothing"),
+    "quality": (".comfy.quality:main", "how good pictures are that differ from the full run on purpose"),
+    "samplers": (".comfy.samplers:main", "presets with every sampler of ComfyUI, beside as many full steps"),
+    "showcase": (".comfy.showcase:main", "`dev.py demo`: the shipped workflows in full and accelerated, pictures and a table"),
+    "speed": (".diffusers.speed:main", "seconds and memory of the model families in diffusers, random weights"),
+    "study": (".study.study:main", "a blind study of two folders of pictures: the page, and what its votes say"),
+    "train": (".demo_model.train:main", "train the demo model, or judge its weights"),
+    "turbo": (".comfy.turbo:main", "what can be left out of a model distilled to 8 or 4 steps"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the bench that `argv[0]` names; its exit code."""
-    name = entry("benchmarks", "python -m benchmarks NAME ...: what was measured, and how to measure it again.", ABOUT, argv)
+    about = {bench: told for bench, (_, told) in BENCHES.items()}
+    name = entry("benchmarks", "python -m benchmarks NAME ...: what was measured, and how to measure it again.", about, argv)
     if isinstance(name, int):
         return name
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    module, function = BENCHES[name].split(":")
+    module, function = BENCHES[name][0].split(":")
     try:
         return int(getattr(importlib.import_module(module, __package__), function)(list(argv[1:])))
     except (Wrong, ServerError) as error:

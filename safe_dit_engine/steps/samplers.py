@@ -90,7 +90,7 @@ SAMPLERS = {
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
-    "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True),
+    "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True, selective=0),
     "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_er_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_seeds_2": Sampler(evaluations=2, stochastic=True),
