@@ -46,12 +46,12 @@ def at_speedup(speedup: float) -> Preset:
 DEFAULT_PRESET = "balanced"
 # By distance to dense at equal time on the demo model, where skipped steps with the corrector beat every mix with selective rows
 # (docs/experiments.md); `express` draws another picture of the same prompt (part 27); `paper` is the paper's rule
-# with the corrector, a little of the forecast and full steps a little closer, without which single pictures are up to 10 dB off (part 29).
+# with the corrector and a little of the forecast, without which single pictures are up to 10 dB off (part 29).
 PRESETS = {
     "quality": _skipping(2, warmup=4, forecast=0.45, early_refresh=False),
     "balanced": _skipping(3, warmup=4, forecast=0.3, early_refresh=True),
     "fast": _skipping(3, warmup=2, forecast=0.15, early_refresh=True),
     "draft": _skipping(4, warmup=2, forecast=0.0, early_refresh=True),
     "express": at_speedup(5.0),
-    "paper": Preset(PartitionConfig(), ScheduleConfig(4, forecast=0.3, corrector=True, spaced=0.85)),
+    "paper": Preset(PartitionConfig(), ScheduleConfig(4, forecast=0.3, corrector=True, spaced=1.0)),
 }
