@@ -16,11 +16,14 @@ from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, fresh_seed, id_of, kept_
 from .widget import Widget, change, opened, shoot
 
 SAMPLER = "7"
-# What nodes showed last, and the prompts that succeeded.
+# What nodes showed last, the prompts that succeeded, and when nodes were first seen in each state.
 WATCH = """() => {
-    const seen = window.safeDitSeen = { outputs: {}, prompts: [] };
+    const seen = window.safeDitSeen = { outputs: {}, prompts: [], times: {} };
     app.api.addEventListener('executed', ({ detail }) => { seen.outputs[detail.node] = detail.output; });
     app.api.addEventListener('execution_success', ({ detail }) => { seen.prompts.push(detail.prompt_id); });
+    app.api.addEventListener('progress_state', ({ detail }) => {
+        for (const [id, { state }] of Object.entries(detail.nodes)) (seen.times[`${detail.prompt_id} ${id}`] ??= {})[state] ??= performance.now() / 1000;
+    });
 }"""
 UNDO = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
 
@@ -69,10 +72,8 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
     taken = [server.get_json(f"/safe_dit/seconds?prompt_id={found}&node={id_of(workflow, SAVE)}") for found in ids]
     assert labels(widget) == pytest.approx(taken, abs=0.051), "as measured, but for rounding"
     (record,) = run.outputs[id_of(workflow, REPORT)]["safe_dit"]
-    whole = whole_seconds(server, ids[1])
-    # Beside other tests decoding and saving took 21 % of a prompt; a node's time holds what loads the model, the report's does not.
-    assert taken[0] == pytest.approx(record["seconds"], rel=0.1)
-    assert 0.5 * whole < taken[1] < whole
+    whole, sampling = whole_seconds(server, ids[1]), sampler_seconds(page, ids[1])
+    assert taken[0] == pytest.approx(record["seconds"], rel=0.05) and 0.8 * sampling < taken[1] < whole
     after = page.serialize()
     assert (kept_by_node(after), after["links"], page.page.evaluate(UNDO)) == (kept_by_node(workflow), workflow["links"], undo)
     assert " s instead of " in widget.text() and "about" not in widget.text()
@@ -89,9 +90,15 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
 
 
 def whole_seconds(server: ComfyServer, prompt_id: str) -> float:
-    """How long a prompt took by ComfyUI's own history; most of it is sampling."""
+    """How long a prompt took by ComfyUI's own history."""
     messages = {kind: data["timestamp"] for kind, data in server.get_json(f"/history/{prompt_id}")[prompt_id]["status"]["messages"]}
     return (messages["execution_success"] - messages["execution_start"]) / 1000
+
+
+def sampler_seconds(page: Frontend, prompt_id: str) -> float:
+    """How long its sampler took, by what the page was told: on a busy machine the rest of a prompt takes as long as it likes."""
+    states = seen(page)["times"][f"{prompt_id} {SAMPLER}"]
+    return float(states["finished"] - states["running"])
 
 
 def plain_run(prompt: dict[str, Any], save: str) -> dict[str, Any]:
