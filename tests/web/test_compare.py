@@ -22,7 +22,9 @@ WATCH = """() => {
     app.api.addEventListener('executed', ({ detail }) => { seen.outputs[detail.node] = detail.output; });
     app.api.addEventListener('execution_success', ({ detail }) => { seen.prompts.push(detail.prompt_id); });
     app.api.addEventListener('progress_state', ({ detail }) => {
-        for (const [id, { state }] of Object.entries(detail.nodes)) (seen.times[`${detail.prompt_id} ${id}`] ??= {})[state] ??= performance.now() / 1000;
+        for (const [id, { state }] of Object.entries(detail.nodes)) {
+            (seen.times[`${detail.prompt_id} ${id}`] ??= {})[state] ??= performance.now() / 1000;
+        }
     });
 }"""
 UNDO = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
