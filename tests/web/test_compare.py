@@ -42,13 +42,18 @@ def answer(widget: Widget) -> str:
     return str(widget.part("answer").text_content())
 
 
-def labels(widget: Widget) -> tuple[float, float]:
+def labels(widget: Widget) -> tuple[str, str]:
     """Seconds on the accelerated and on the full picture."""
     widget.text()
     told = str(widget.part("map").get_attribute("aria-label"))
     found = re.search(r"balanced, ([\d.]+) s\. full, ([\d.]+) s$", told)
     assert found, told
-    return float(found[1]), float(found[2])
+    return found[1], found[2]
+
+
+def rounded(seconds: float) -> str:
+    """As a label has them, two digits: the full run of a slow machine has no decimals."""
+    return f"{seconds:.{2 if seconds < 0.995 else 1 if seconds < 9.95 else 0}f}"
 
 
 def seen(page: Frontend) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
 
     ids = seen(page)["prompts"]
     taken = [server.get_json(f"/safe_dit/seconds?prompt_id={found}&node={id_of(workflow, SAVE)}") for found in ids]
-    assert labels(widget) == pytest.approx(taken, abs=0.051), "as measured, but for rounding"
+    assert labels(widget) == tuple(map(rounded, taken)), "as measured, but for rounding"
     (record,) = run.outputs[id_of(workflow, REPORT)]["safe_dit"]
     whole, sampling = whole_seconds(server, ids[1]), sampler_seconds(page, ids[1])
     assert taken[0] == pytest.approx(record["seconds"], rel=0.05) and 0.8 * sampling < taken[1] < whole
