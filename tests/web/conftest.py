@@ -25,6 +25,12 @@ SETTINGS = {
     "Comfy.Locale": "en",
     "Comfy.Workflow.Persist": False,
 }
+# ComfyUI's own marks of a run that is on would be drawn 60 times a second, by the processor that computes the pictures.
+STILL = """addEventListener('DOMContentLoaded', () => {
+    const style = document.createElement('style');
+    style.textContent = '*, *::before, *::after { animation: none !important }';
+    document.head.append(style);
+})"""
 READY = "window.app?.vueAppReady && app.extensionManager && app.graph && !document.querySelector('.p-blockui-mask')"
 EMPTY: dict[str, Any] = {"id": "1d1f0f2e-2e1b-4b52-8a9c-5f0a7d1c9e33", "version": 0.4, "nodes": [], "links": [], "groups": []}
 
@@ -154,6 +160,7 @@ def opened_page(browser: Browser, server: ComfyServer) -> Iterator[Frontend]:
     """A fresh page on the server, with nothing of another page in it."""
     server.post_json("/settings", SETTINGS)
     with browser.new_context(viewport={"width": 1600, "height": 900}) as context:
+        context.add_init_script(STILL)
         opened = Frontend(context.new_page(), server)
         opened.listen()
         opened.open()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .conftest import Frontend, read_workflow
-from .graphs import ACCELERATE, sampled
+from .graphs import ACCELERATE, TRAINED, sampled
 from .widget import WIDGET, Widget, change, opened, place, predicted, roomy, send_touch, shoot, take
 
 SAMPLER = "SafeDitSelectiveSampler"
@@ -17,7 +17,7 @@ PAINTED = "painted_tokens"
 NODES = {"quickstart": (ACCELERATE, 4), "four-nodes": (SAMPLER, 12)}
 FREE, SENSITIVE, CONTEXT = range(3)
 CUSTOM: dict[str, Any] = {"preset": "custom", "keep_ratio": 0.2, "refresh_interval": 4, "warmup_steps": 2}
-CUSTOM |= {"skipped_steps": 0, "early_refresh": False}
+CUSTOM |= {"skipped_steps": 0, "early_refresh": False, **TRAINED}
 
 
 def drag(page: Frontend, widget: Widget, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -98,13 +98,13 @@ def test_without_paint_these_tokens_would_be_chosen_otherwise(page: Frontend) ->
 
 def test_a_painting_of_another_size_is_resized(page: Frontend) -> None:
     painted(page)
-    run = sampled(page, **CUSTOM, width=512, height=256)
+    run = sampled(page, **{**CUSTOM, "width": 512})
     assert all(mask.shape == (16, 32) and mask[0].all() and not mask[15].any() for mask in masks(run))
 
 
 def test_after_a_run_it_is_painted_on_the_grid_of_the_run(page: Frontend) -> None:
     widget = paintable(page)
-    sampled(page, **CUSTOM, width=512, height=256)
+    sampled(page, **{**CUSTOM, "width": 512})
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     take(widget, "paint")
     page.page.mouse.click(*place(widget, 31, 2, (32, 16)))
@@ -289,7 +289,7 @@ def test_a_setting_without_selective_steps_says_so(page: Frontend) -> None:
     assert not widget.part("tools").is_visible() and not widget.part("map").is_visible()
     widget.part("where").click()
     assert widget.painted()[0] > 1000 and stored(page) == text
-    run = sampled(page)
+    run = sampled(page, **TRAINED)
     (note,) = run.outputs["8"]["safe_dit"][0]["notes"]
     assert note.startswith("What was painted on the map has no effect: no step of this run computes a part of the tokens.")
     change(page, 4, "preset", "paper")
@@ -303,7 +303,7 @@ def test_the_sampler_node_paints_too(page: Frontend) -> None:
     widget = roomy(page, "four-nodes", SAMPLER)
     take(widget, "paint")
     drag(page, widget, (0, 15), (15, 15))
-    found = masks(sampled(page))
+    found = masks(sampled(page, **TRAINED))
     assert found and all(mask[15].all() for mask in found)
 
 
