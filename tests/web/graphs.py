@@ -16,7 +16,7 @@ from devtools.templates import WORKFLOWS
 from .conftest import Frontend, PageRun
 
 SMALL = {"width": 128, "height": 128, "steps": 16}  # as few as every preset leaves steps out of
-TRAINED = {"width": 256, "height": 256}  # what the demo model was made for, 16 x 16 tokens: where a picture or a place on the map matters
+LARGE = {"width": 256, "height": 256}  # what the demo model was made for, 16 x 16 tokens: where a picture or a place on the map matters
 ACCELERATE, SAVE, REPORT = "SafeDitAccelerate", "SaveImage", "SafeDitReport"
 MUTED, BYPASSED = 2, 4
 TITLE = 30

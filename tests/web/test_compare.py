@@ -12,7 +12,7 @@ from PIL import Image
 from devtools.server import ComfyServer
 
 from .conftest import Frontend, read_workflow
-from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, TRAINED, fresh_seed, id_of, kept_by_node, overlapping, part_of, sampled, saved_pixels
+from .graphs import ACCELERATE, BYPASSED, LARGE, REPORT, SAVE, fresh_seed, id_of, kept_by_node, overlapping, part_of, sampled, saved_pixels
 from .widget import Widget, change, opened, shoot
 
 SAMPLER = "7"
@@ -67,7 +67,7 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
     seed = fresh_seed()
     # The seed changes as soon as the prompt is queued, and must be the old one in the full run.
     page.page.evaluate("app.graph.getNodeById(7).widgets.find(({ name }) => name === 'control_after_generate').value = 'increment'")
-    run = sampled(page, seed, steps=20, **TRAINED)
+    run = sampled(page, seed, steps=20, **LARGE)
     page.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
     workflow, undo = page.serialize(), page.page.evaluate(UNDO)
     told = compared(widget)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .conftest import Frontend, read_workflow
-from .graphs import ACCELERATE, TRAINED, sampled
+from .graphs import ACCELERATE, LARGE, sampled
 from .widget import WIDGET, Widget, change, opened, place, predicted, roomy, send_touch, shoot, take
 
 SAMPLER = "SafeDitSelectiveSampler"
@@ -17,7 +17,7 @@ PAINTED = "painted_tokens"
 NODES = {"quickstart": (ACCELERATE, 4), "four-nodes": (SAMPLER, 12)}
 FREE, SENSITIVE, CONTEXT = range(3)
 CUSTOM: dict[str, Any] = {"preset": "custom", "keep_ratio": 0.2, "refresh_interval": 4, "warmup_steps": 2}
-CUSTOM |= {"skipped_steps": 0, "early_refresh": False, **TRAINED}
+CUSTOM |= {"skipped_steps": 0, "early_refresh": False, **LARGE}
 
 
 def drag(page: Frontend, widget: Widget, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -289,7 +289,7 @@ def test_a_setting_without_selective_steps_says_so(page: Frontend) -> None:
     assert not widget.part("tools").is_visible() and not widget.part("map").is_visible()
     widget.part("where").click()
     assert widget.painted()[0] > 1000 and stored(page) == text
-    run = sampled(page, **TRAINED)
+    run = sampled(page, **LARGE)
     (note,) = run.outputs["8"]["safe_dit"][0]["notes"]
     assert note.startswith("What was painted on the map has no effect: no step of this run computes a part of the tokens.")
     change(page, 4, "preset", "paper")
@@ -303,7 +303,7 @@ def test_the_sampler_node_paints_too(page: Frontend) -> None:
     widget = roomy(page, "four-nodes", SAMPLER)
     take(widget, "paint")
     drag(page, widget, (0, 15), (15, 15))
-    found = masks(sampled(page, **TRAINED))
+    found = masks(sampled(page, **LARGE))
     assert found and all(mask[15].all() for mask in found)
 
 

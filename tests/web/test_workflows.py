@@ -12,7 +12,7 @@ from devtools.templates import template
 from safe_dit_engine.steps.plan import StepKind
 
 from .conftest import Frontend, read_workflow
-from .graphs import ACCELERATE, BYPASSED, REPORT, SAVE, TRAINED, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, sampled, saved_pixels
+from .graphs import ACCELERATE, BYPASSED, LARGE, REPORT, SAVE, UNKNOWN, fresh_seed, id_of, kept_by_node, overlapping, sampled, saved_pixels
 
 WORKFLOWS = ("quickstart", "four-nodes")
 STEP_FIELDS = {
@@ -68,7 +68,7 @@ def test_runs_and_sends_live_steps(
     frontend: Frontend, server: ComfyServer, errors_without_us: frozenset[str], name: str, addressed: str
 ) -> None:
     workflow = frontend.load_file(name)
-    run = sampled(frontend, **TRAINED)
+    run = sampled(frontend, **LARGE)
     assert saved_pixels(server, run.outputs, id_of(workflow, SAVE)).shape == (256, 256, 3)
     assert saved_pixels(server, run.outputs, id_of(workflow, "PreviewImage")).shape == (256, 256, 3)
     assert [message["step"] for message in run.steps] == list(range(16))
@@ -88,12 +88,12 @@ def test_bypassed_is_as_if_it_were_not_there(frontend: Frontend, server: ComfySe
     workflow = frontend.load_file("quickstart")
     save, report, safe = (id_of(workflow, node_type) for node_type in (SAVE, REPORT, ACCELERATE))
     seed = fresh_seed()
-    accelerated = saved_pixels(server, sampled(frontend, seed, **TRAINED).outputs, save)
+    accelerated = saved_pixels(server, sampled(frontend, seed, **LARGE).outputs, save)
     frontend.page.evaluate("([id, mode]) => { app.graph.getNodeById(id).mode = mode }", [safe, BYPASSED])
     prompt = frontend.prompt()
     assert safe not in prompt
     assert prompt[id_of(workflow, "KSampler")]["inputs"]["model"] == [id_of(workflow, "SafeDitDemoModel"), 0]
-    bypassed = sampled(frontend, seed, **TRAINED)
+    bypassed = sampled(frontend, seed, **LARGE)
     assert bypassed.steps == []
     assert bypassed.outputs[report]["text"][0].startswith("The sampler before this node ran without SAFE-DiT")
     plain = without_report(prompt, id_of(workflow, "KSampler"), report)
