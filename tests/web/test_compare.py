@@ -286,7 +286,7 @@ def test_a_guider_takes_the_node_and_ours_have_no_such_item(page: Frontend) -> N
 
 def test_map_and_mask_are_saved_by_a_right_click(page: Frontend) -> None:
     widget = opened(page, "four-nodes", "SafeDitSelectiveSampler")
-    sampled(page)
+    sampled(page, **LARGE)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     widget.press("ArrowLeft")
     assert "sensitive tokens only" in widget.text()

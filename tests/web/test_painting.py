@@ -17,7 +17,7 @@ PAINTED = "painted_tokens"
 NODES = {"quickstart": (ACCELERATE, 4), "four-nodes": (SAMPLER, 12)}
 FREE, SENSITIVE, CONTEXT = range(3)
 CUSTOM: dict[str, Any] = {"preset": "custom", "keep_ratio": 0.2, "refresh_interval": 4, "warmup_steps": 2}
-CUSTOM |= {"skipped_steps": 0, "early_refresh": False, **LARGE}
+CUSTOM |= {"skipped_steps": 0, "early_refresh": False}
 
 
 def drag(page: Frontend, widget: Widget, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -79,7 +79,7 @@ def test_what_is_painted_is_computed_or_not(page: Frontend) -> None:
     assert np.array_equal(tokens(stored(page)), expected)
     assert "painted: 16 tokens sensitive, 16 context" in widget.text()
     shoot(page, "painted")
-    run = sampled(page, **CUSTOM)
+    run = sampled(page, **CUSTOM, **LARGE)
     found = masks(run)
     assert len(found) == 10  # of 14 steps after warm-up, every fourth and the last are full
     for mask in found:
@@ -92,19 +92,19 @@ def test_what_is_painted_is_computed_or_not(page: Frontend) -> None:
 def test_without_paint_these_tokens_would_be_chosen_otherwise(page: Frontend) -> None:
     """The test above can fail."""
     opened(page)
-    found = masks(sampled(page, **CUSTOM))
+    found = masks(sampled(page, **CUSTOM, **LARGE))
     assert found and not any(mask[0].all() for mask in found)
 
 
 def test_a_painting_of_another_size_is_resized(page: Frontend) -> None:
     painted(page)
-    run = sampled(page, **{**CUSTOM, "width": 512})
+    run = sampled(page, **CUSTOM, width=512, height=256)
     assert all(mask.shape == (16, 32) and mask[0].all() and not mask[15].any() for mask in masks(run))
 
 
 def test_after_a_run_it_is_painted_on_the_grid_of_the_run(page: Frontend) -> None:
     widget = paintable(page)
-    sampled(page, **{**CUSTOM, "width": 512})
+    sampled(page, **CUSTOM, width=512, height=256)
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     take(widget, "paint")
     page.page.mouse.click(*place(widget, 31, 2, (32, 16)))
