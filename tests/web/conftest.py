@@ -24,8 +24,11 @@ SETTINGS = {
     "Comfy.Validation.Workflows": True,
     "Comfy.Locale": "en",
     "Comfy.Workflow.Persist": False,
+    # Drawn anew with every frame, by the processor that computes the pictures.
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Minimap.Visible": False,
 }
-# ComfyUI's own marks of a run that is on would be drawn 60 times a second, by the processor that computes the pictures.
+# So are ComfyUI's own marks of a run that is on, 60 times a second.
 STILL = """addEventListener('DOMContentLoaded', () => {
     const style = document.createElement('style');
     style.textContent = '*, *::before, *::after { animation: none !important }';

@@ -79,8 +79,10 @@ def test_quickstart_is_compared_in_one_click(page: Frontend, server: ComfyServer
     taken = [server.get_json(f"/safe_dit/seconds?prompt_id={found}&node={id_of(workflow, SAVE)}") for found in ids]
     assert labels(widget) == tuple(map(rounded, taken)), "as measured, but for rounding"
     (record,) = run.outputs[id_of(workflow, REPORT)]["safe_dit"]
-    whole, sampling = whole_seconds(server, ids[1]), sampler_seconds(page, ids[1])
-    assert taken[0] == pytest.approx(record["seconds"], rel=0.05) and 0.8 * sampling < taken[1] < whole
+    # A node's seconds are more than its report's, which begin once the model is loaded, and less than the prompt's. That they are the
+    # server's within 5 %, in both runs, is seen in tests/comfy/test_full_run.py, where no page keeps the machine busy.
+    assert 0.95 * record["seconds"] < taken[0] < whole_seconds(server, ids[0])
+    assert 0.8 * sampler_seconds(page, ids[1]) < taken[1] < whole_seconds(server, ids[1])
     after = page.serialize()
     assert (kept_by_node(after), after["links"], page.page.evaluate(UNDO)) == (kept_by_node(workflow), workflow["links"], undo)
     assert " s instead of " in widget.text() and "about" not in widget.text()
