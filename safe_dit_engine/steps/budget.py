@@ -37,8 +37,8 @@ def plan_run(
 ) -> tuple[StepKind, ...]:
     """The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps."""
     if schedule.speedup:
-        return plan_budget(progress, schedule.speedup, sampler.reach, sampler.skipped, coarse, window)
-    return plan_steps(progress, warmup, schedule if coarse else replace(schedule, coarse_steps=0), window)
+        return plan_budget(progress, schedule.speedup, sampler, coarse, window)
+    return plan_steps(progress, warmup, schedule if coarse else replace(schedule, coarse_steps=0), window, sampler.begins)
 
 
 def what_is_missed(plan: Sequence[StepKind], schedule: ScheduleConfig, why_full: str, no_coarse: str | None) -> Iterator[str]:
@@ -54,22 +54,21 @@ def what_is_missed(plan: Sequence[StepKind], schedule: ScheduleConfig, why_full:
 
 
 def plan_budget(
-    progress: Sequence[float], speedup: float, reach: float, most_skipped: int, coarse: bool, window: tuple[int, int] | None = None
+    progress: Sequence[float], speedup: float, sampler: Sampler, coarse: bool, window: tuple[int, int] | None = None
 ) -> tuple[StepKind, ...]:
     """The plan of a run between the noise levels `progress` that computes 1 / `speedup` of a full run.
 
-    `reach`, `most_skipped`: what is good with the sampler (samplers.py). `coarse`: whether steps may run on a smaller picture. `window`:
-    half-open range of steps that need not be computed in full.
+    `coarse`: whether steps may run on a smaller picture. `window`: half-open range of steps that need not be computed in full.
     """
     total = len(progress) - 1
     window = window if window is not None else (0, total)
     budget = total / speedup
-    plans = list(_keeping(progress, reach, most_skipped, window))
+    plans = list(_keeping(progress, sampler, window))
     fitting = [plan for plan in plans if _cost(plan) <= budget + min(1.0, SLACK * total)]
     if fitting:
         return min(fitting, key=lambda plan: abs(_cost(plan) - budget))
     if coarse and total > 1 and window == (0, total) and all(falls_through(progress, step) for step in range(1, total)):
-        plans.append(_coarse(progress, budget, most_skipped))
+        plans.append(_coarse(progress, budget, sampler.skipped))
     return min(plans, key=lambda plan: max(_cost(plan) - budget, 0.0))
 
 
@@ -78,11 +77,11 @@ def _cost(plan: Sequence[StepKind]) -> float:
     return predicted_share(plan, 1.0) * len(plan)
 
 
-def _keeping(progress: Sequence[float], reach: float, most_skipped: int, window: tuple[int, int]) -> Iterator[tuple[StepKind, ...]]:
+def _keeping(progress: Sequence[float], sampler: Sampler, window: tuple[int, int]) -> Iterator[tuple[StepKind, ...]]:
     for interval, warmup, early in KEEPING:
-        skipped = min(interval - 1, most_skipped)
-        config = ScheduleConfig(skipped + 1, early_refresh=early, skipped_steps=skipped, spaced=reach)
-        yield plan_steps(progress, warmup, config, window)
+        skipped = min(interval - 1, sampler.skipped)
+        config = ScheduleConfig(skipped + 1, early_refresh=early, skipped_steps=skipped, spaced=sampler.reach)
+        yield plan_steps(progress, warmup, config, window, sampler.begins)
 
 
 def _coarse(progress: Sequence[float], budget: float, most_skipped: int) -> tuple[StepKind, ...]:

@@ -94,17 +94,18 @@ class ScheduleConfig:
 
 
 def plan_steps(
-    progress: Sequence[float], warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None
+    progress: Sequence[float], warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None, begins: float = 0.0
 ) -> tuple[StepKind, ...]:
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
-    the window opens if that is later. The last step of a run is a refresh, and so is every step into or out of which the noise
+    the window opens if that is later; where the plan is spaced, no step before the progress `begins` is left out either. The last step of a run is a refresh, and so is every step into or out of which the noise
     level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
-    warm = min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS)) if schedule.spaced else warmup
+    spaced = max(min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS)), 1 + _before(progress, begins))
+    warm = spaced if schedule.spaced else warmup
     coarse = max(0, min(schedule.coarse_steps, last, total - 1)) if first == 0 else 0
     opens = min(max(first, warm, coarse + 1), total)
     closes = min(last, total - 1)

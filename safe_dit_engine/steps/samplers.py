@@ -25,7 +25,8 @@ class Sampler:
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to go along the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
-    another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method.
+    another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the progress before which
+    they leave nothing out.
     """
 
     evaluations: int = 1
@@ -37,6 +38,7 @@ class Sampler:
     skipped: int = 3
     selective: int = 1
     reach: float = 1.0
+    begins: float = 0.0
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
@@ -73,7 +75,7 @@ SAMPLERS = {
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
     "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
     "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
-    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6),
+    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),

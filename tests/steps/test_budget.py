@@ -12,12 +12,13 @@ from safe_dit_engine.presets import at_speedup
 from safe_dit_engine.steps.budget import FEW_STEPS, HELD, SAME_PICTURE, plan_budget, what_is_missed
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, StepKind, predicted_share
+from safe_dit_engine.steps.samplers import Sampler
 
 EXPRESS = 5.0
 
 
 def letters(steps: int, speedup: float, shift: float = 2.0, skipped: int = 3, coarse: bool = True) -> str:
-    plan = plan_budget(even_progress(steps, shift), speedup, 1.0, skipped, coarse)
+    plan = plan_budget(even_progress(steps, shift), speedup, Sampler(skipped=skipped), coarse)
     return "".join(kind.letter for kind in plan)
 
 
@@ -35,7 +36,7 @@ def test_laws(steps: int, speedup: float, shift: float, skipped: int, coarse: bo
 @given(st.integers(1, 60), st.floats(1.0, 6.0))
 def test_less_work_where_it_can_be(steps: int, speedup: float) -> None:
     """Over budget by at most a step, unless no plan of the rule is as cheap; and more speed is never more work."""
-    cost, least, most = (predicted_share(plan_budget(even_progress(steps), asked, 1.0, 3, True), 1.0) for asked in (speedup, 6.0, 1.0))
+    cost, least, most = (predicted_share(plan_budget(even_progress(steps), asked, Sampler(), True), 1.0) for asked in (speedup, 6.0, 1.0))
     assert cost * steps <= max(steps / speedup, least * steps) + 1.0
     assert least <= cost <= most == 1.0
 
@@ -50,7 +51,7 @@ def test_no_prediction_is_held_for_long(steps: int, shift: float) -> None:
 
 
 def test_the_dial_goes_beyond_express() -> None:
-    shares = [predicted_share(plan_budget(even_progress(20), speedup, 1.0, 3, True), 1.0) for speedup in (3.0, 4.0, EXPRESS, 6.0)]
+    shares = [predicted_share(plan_budget(even_progress(20), speedup, Sampler(), True), 1.0) for speedup in (3.0, 4.0, EXPRESS, 6.0)]
     assert shares == sorted(shares, reverse=True) and len(set(shares)) == 4 and shares[2] <= 0.2
 
 
@@ -73,9 +74,9 @@ def test_few_steps() -> None:
 
 
 def test_it_is_said_what_cannot_be() -> None:
-    plan = plan_budget(even_progress(4), EXPRESS, 1.0, 3, True)
+    plan = plan_budget(even_progress(4), EXPRESS, Sampler(), True)
     said = list(what_is_missed(plan, ScheduleConfig(speedup=EXPRESS), "", None))
     assert said == ["5 times less was asked for; with this sampler and 4 steps it is 1.2 times."]
-    small = plan_budget(even_progress(20), EXPRESS, 1.0, 3, False)
+    small = plan_budget(even_progress(20), EXPRESS, Sampler(), False)
     assert StepKind.COARSE not in small
     assert list(what_is_missed(small, ScheduleConfig(speedup=EXPRESS), "", "it is small"))[0] == "No step is coarse, because it is small."

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.steps.budget import plan_run
 from safe_dit_engine.steps.clock import StepClock
+from safe_dit_engine.steps.budget import plan_run
 from safe_dit_engine.steps.levels import even_progress, flow_progress, plain_progress
 from safe_dit_engine.steps.plan import (
     WIDEST_PAIR,
@@ -217,6 +218,11 @@ def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert set(limited("paper", selective=0)) == set(limited("balanced", skipped=0)) == {"w", "r"}
     assert "ss" not in limited("paper", selective=1) and "ss" in limited("paper", selective=2)
     assert limited("balanced", reach=0.5).count("-") < limited("balanced").count("-")
+    for preset in ("quality", "balanced", "draft", "paper"):
+        steps = even_progress(30)
+        plan = plan_run(steps, 4, PRESETS[preset].schedule, Sampler(begins=0.25), (0, 30), False)
+        assert all(kind.full or steps[step] >= 0.25 for step, kind in enumerate(plan)) and not all(kind.full for kind in plan)
+        assert plan_run(steps, 4, ScheduleConfig(4, skipped_steps=2), Sampler(begins=0.25), (0, 30), False)[4] is StepKind.SELECTIVE
     by_hand = ScheduleConfig(4, skipped_steps=2)
     assert Sampler(skipped=0, selective=0).limit(by_hand) is by_hand
     for sampler, preset in ((Sampler(skipped=0), "fast"), (Sampler(selective=0), "paper")):

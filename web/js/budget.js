@@ -6,7 +6,7 @@ import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
  * @typedef {import("./plan.js").Kind} Kind
  * @typedef {import("./plan.js").Schedule} Schedule
  * @typedef {import("./plan.js").Costs} Costs
- * @typedef {{ skipped: number, selective: number, reach: number }} Sampler
+ * @typedef {{ skipped: number, selective: number, reach: number, begins: number }} Sampler
  */
 
 /** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
@@ -25,7 +25,7 @@ const FEW_WIDEST = 0.4;
 const TINY = 1e-6;
 const GROWTH = 1.15;
 /** Of a sampler that is not known yet. @type {Sampler} */
-export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1 };
+export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0 };
 
 /**
  * The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps.
@@ -40,7 +40,7 @@ export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1 };
  */
 export function planRun(progress, warmup, schedule, sampler, window, coarse, costs) {
   if (schedule.speedup) return planBudget(progress, schedule.speedup, sampler, window, coarse, costs);
-  return planSteps(progress, warmup, limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler), window);
+  return planSteps(progress, warmup, limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler), window, sampler.begins);
 }
 
 /**
@@ -77,7 +77,7 @@ function planBudget(progress, speedup, sampler, window, coarse, costs) {
 function keeping(progress, interval, warmup, early, sampler, window) {
   const skipped = Math.min(interval - 1, sampler.skipped);
   const schedule = { refresh_interval: skipped + 1, start_percent: 0, end_percent: 1, early_refresh: early, skipped_steps: skipped, spaced: sampler.reach };
-  return planSteps(progress, warmup, schedule, window);
+  return planSteps(progress, warmup, schedule, window, sampler.begins);
 }
 
 /**

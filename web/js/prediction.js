@@ -115,7 +115,7 @@ function cureOf(values, plan, seen) {
 /** From how many steps on it pays. @param {Record<string, any>} values @param {number} steps @param {import("./codec.js").Levels | null} seen @returns {number | null} */
 function enoughSteps(values, steps, seen) {
   for (let more = steps + 1; more <= MOST_STEPS; more += 1) {
-    const levels = { ...levelsOf(values, more, null), ...(seen && { skipped: seen.skipped, selective: seen.selective, reach: seen.reach, coarse: seen.coarse }) };
+    const levels = { ...levelsOf(values, more, null), ...(seen && { skipped: seen.skipped, selective: seen.selective, reach: seen.reach, begins: seen.begins, coarse: seen.coarse }) };
     const known = /** @type {Rule} */ (rule);
     if (1 / predictedShare(planOf(values, levels, known), values.keep_ratio, known.costs) >= PAYS) return more;
   }
