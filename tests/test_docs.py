@@ -202,12 +202,12 @@ def test_twelve_questions_are_answered_where_it_is_said() -> None:
         assert said and all(plain(line) in plain(sections(DOCS / file)[anchor]) for line in said), question
 
 
-def said_by(source: str) -> str:
-    """All that a kind of text says, without marks of emphasis."""
+def said_by(source: str) -> list[str]:
+    """All texts of a kind."""
     if source == "node-texts":
-        return " ".join(texts_of(json.loads(read(ROOT / "locales" / "en" / "nodeDefs.json"))))
+        return texts_of(json.loads(read(ROOT / "locales" / "en" / "nodeDefs.json")))
     paths = [ROOT / "README.md"] if source == "readme" else sorted((ROOT / "web" / "docs").glob("*.md"))
-    return " ".join(read(path) for path in paths)
+    return [read(path) for path in paths]
 
 
 def texts_of(tree: dict[str, object]) -> list[str]:
@@ -225,9 +225,31 @@ def claims(source: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("source", ["readme", "node-texts", "help-pages"])
 def test_claims_are_said_where_the_list_has_them(source: str) -> None:
-    text = unmarked(said_by(source))
+    text = unmarked(" ".join(said_by(source)))
     assert len(claims(source)) > 20
     assert [said for said, _ in claims(source) if unmarked(said) not in text] == []
+
+
+# What a sentence that claims something mostly has, and what has it and claims nothing: definitions, instructions, advice.
+TELLING = re.compile(r"\d|\b(faster|slower|closer|closest|twice|half|third|quarter|never|always|any|nothing|bit for bit|identical|exactly)\b", re.I)
+NO_CLAIMS = Path(__file__).parent / "fixtures" / "no_claims.json"
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences without marks; a table is one, with the claim of its head."""
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)|<img[^>]*>|^#.*$", "", text, flags=re.MULTILINE)
+    parts = re.split(r"\n\s*\n|\n(?=- )", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text))
+    whole = [[unmarked(part)] if part.lstrip().startswith("|") else re.split(r"(?<=[.?!]) ", unmarked(part)) for part in parts]
+    return [sentence.strip(" -") for part in whole for sentence in part]
+
+
+@pytest.mark.parametrize("source", ["readme", "node-texts", "help-pages"])
+def test_no_claim_is_missing_in_the_list(source: str) -> None:
+    """The help pages repeat the node texts."""
+    listed = [unmarked(said).rstrip(".") for name in {source, "node-texts" if source == "help-pages" else source} for said, _ in claims(name)]
+    found = {each for text in said_by(source) for each in sentences(text) if TELLING.search(each)}
+    missing = {each for each in found if not any(said in each or each.rstrip(".") in said for said in listed)}
+    assert missing == set(json.loads(read(NO_CLAIMS))[source])
 
 
 @pytest.mark.parametrize("source", ["readme", "node-texts", "help-pages"])
