@@ -99,13 +99,16 @@ def plan_steps(
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
-    the window opens if that is later; where the plan is spaced, no step before the progress `begins` is left out either. The last step of a run is a refresh, and so is every step into or out of which the noise
+    the window opens if that is later; where the plan is spaced, nothing is left out before the share
+    `begins` of the steps or of the progress, whichever comes first. The last step of a run is a refresh, and so is every step into or out of which the noise
     level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
-    spaced = max(min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS)), 1 + _before(progress, begins))
-    warm = spaced if schedule.spaced else warmup
+    warm = warmup
+    if schedule.spaced:
+        least = min(math.ceil(begins * total), 1 + _before(progress, begins))
+        warm = max(least, min(warmup, 1 + _before(progress, warmup / REFERENCE_STEPS)))
     coarse = max(0, min(schedule.coarse_steps, last, total - 1)) if first == 0 else 0
     opens = min(max(first, warm, coarse + 1), total)
     closes = min(last, total - 1)

@@ -25,8 +25,8 @@ class Sampler:
     to first order, and where it was measured pictures are closer with it. `forecast`: whether to go along the line through the last two
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
-    another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the progress before which
-    they leave nothing out.
+    another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
+    of the progress, whichever comes first, before which they leave nothing out.
     """
 
     evaluations: int = 1

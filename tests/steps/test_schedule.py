@@ -219,10 +219,11 @@ def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert "ss" not in limited("paper", selective=1) and "ss" in limited("paper", selective=2)
     assert limited("balanced", reach=0.5).count("-") < limited("balanced").count("-")
     for preset in ("quality", "balanced", "draft", "paper"):
-        steps = even_progress(30)
-        plan = plan_run(steps, 4, PRESETS[preset].schedule, Sampler(begins=0.25), (0, 30), False)
-        assert all(kind.full or steps[step] >= 0.25 for step, kind in enumerate(plan)) and not all(kind.full for kind in plan)
-        assert plan_run(steps, 4, ScheduleConfig(4, skipped_steps=2), Sampler(begins=0.25), (0, 30), False)[4] is StepKind.SELECTIVE
+        plan = plan_run(even_progress(30), 4, PRESETS[preset].schedule, Sampler(begins=0.25), (0, 30), False)
+        assert all(kind.full for kind in plan[:8]) and not all(kind.full for kind in plan)
+        shifted = plan_run(even_progress(30, 8), 4, PRESETS[preset].schedule, Sampler(begins=0.25), (0, 30), False)
+        assert not all(kind.full for kind in shifted[8:10]), "levels that fall slowly at first do not keep it from beginning"
+        assert plan_run(even_progress(30), 4, ScheduleConfig(4, skipped_steps=2), Sampler(begins=0.25), (0, 30), False)[4] is StepKind.SELECTIVE
     by_hand = ScheduleConfig(4, skipped_steps=2)
     assert Sampler(skipped=0, selective=0).limit(by_hand) is by_hand
     for sampler, preset in ((Sampler(skipped=0), "fast"), (Sampler(selective=0), "paper")):

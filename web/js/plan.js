@@ -25,13 +25,13 @@ const TINY = 1e-6;
  * @param {number} warmup
  * @param {Schedule} schedule
  * @param {readonly [number, number]} [window]
- * @param {number} [begins] progress before which nothing is left out
+ * @param {number} [begins] share of the steps or of the progress before which nothing is left out
  * @returns {Kind[]}
  */
 export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1], begins = 0) {
   const total = progress.length - 1;
-  const spaced = Math.max(Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS)), 1 + stepsBefore(progress, begins));
-  const warm = schedule.spaced ? spaced : warmup;
+  const least = Math.min(Math.ceil(begins * total), 1 + stepsBefore(progress, begins));
+  const warm = schedule.spaced ? Math.max(least, Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS))) : warmup;
   const coarse = window[0] > 0 ? 0 : Math.max(0, Math.min(schedule.coarse_steps ?? 0, window[1], total - 1));
   const opens = Math.min(Math.max(window[0], warm, coarse + 1), total);
   const closes = Math.min(window[1], total - 1);
