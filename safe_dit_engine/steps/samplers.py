@@ -88,7 +88,7 @@ SAMPLERS = {
     "sample_ipndm": Sampler(memory=3),
     "sample_ipndm_v": Sampler(memory=3),
     "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
-    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, selective=0, reach=0.6),
+    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, selective=0, reach=0.6, begins=0.25),
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
