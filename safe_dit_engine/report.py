@@ -141,7 +141,7 @@ class RunReport:
     def levels(self) -> dict[str, Any]:
         """What the run's plan was made from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
-        limits = {"skipped": self.sampler.skipped, "selective": self.sampler.selective, "reach": self.sampler.reach, "begins": self.sampler.begins}
+        limits = {name: getattr(self.sampler, name) for name in ("skipped", "selective", "reach", "begins")}
         return {"progress": levels, "window": list(self.window), "coarse": self.coarse, **limits}
 
     def mask_counts(self) -> list[int] | None:

@@ -99,9 +99,9 @@ def plan_steps(
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
-    the window opens if that is later; where the plan is spaced, nothing is left out before the share
-    `begins` of the steps or of the progress, whichever comes first. The last step of a run is a refresh, and so is every step into or out of which the noise
-    level does not fall.
+    the window opens if that is later; where the plan is spaced, nothing is left out before the share `begins` of the steps or of the
+    progress, whichever comes first. The last step of a run is a refresh, and so is every step into or out of which the noise level does not
+    fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
