@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.steps.budget import plan_run
 from safe_dit_engine.steps.clock import StepClock
-from safe_dit_engine.steps.budget import plan_run
 from safe_dit_engine.steps.levels import even_progress, flow_progress, plain_progress
 from safe_dit_engine.steps.plan import (
     WIDEST_PAIR,
