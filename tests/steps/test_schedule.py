@@ -211,6 +211,11 @@ def limited(name: str, **sampler: Any) -> str:
     return kinds(plan_steps(even_progress(20), 4, schedule))
 
 
+def begun_late(schedule: ScheduleConfig, shift: float) -> tuple[StepKind, ...]:
+    """The plan of 30 steps with a sampler that leaves nothing out in the first quarter."""
+    return plan_run(even_progress(30, shift), 4, schedule, Sampler(begins=0.25), (0, 30), False)
+
+
 def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert "--" not in limited("draft", skipped=1) and "--" in limited("draft", skipped=2) and "s" not in limited("draft", skipped=1)
     assert limited("quality", skipped=1) == limited("quality") != limited("paper")
@@ -218,11 +223,10 @@ def test_a_sampler_bounds_what_presets_leave_out() -> None:
     assert "ss" not in limited("paper", selective=1) and "ss" in limited("paper", selective=2)
     assert limited("balanced", reach=0.5).count("-") < limited("balanced").count("-")
     for preset in ("quality", "balanced", "draft", "paper"):
-        plan = plan_run(even_progress(30), 4, PRESETS[preset].schedule, Sampler(begins=0.25), (0, 30), False)
-        assert all(kind.full for kind in plan[:8]) and not all(kind.full for kind in plan)
-        shifted = plan_run(even_progress(30, 8), 4, PRESETS[preset].schedule, Sampler(begins=0.25), (0, 30), False)
+        plan, shifted = (begun_late(PRESETS[preset].schedule, shift) for shift in (2.0, 8.0))
+        assert set(plan[:8]) == set(shifted[:8]) == {StepKind.WARMUP} and not all(kind.full for kind in plan)
         assert not all(kind.full for kind in shifted[8:10]), "levels that fall slowly at first do not keep it from beginning"
-        assert plan_run(even_progress(30), 4, ScheduleConfig(4, skipped_steps=2), Sampler(begins=0.25), (0, 30), False)[4] is StepKind.SELECTIVE
+    assert begun_late(ScheduleConfig(4, skipped_steps=2), 2.0)[4] is StepKind.SELECTIVE
     by_hand = ScheduleConfig(4, skipped_steps=2)
     assert Sampler(skipped=0, selective=0).limit(by_hand) is by_hand
     for sampler, preset in ((Sampler(skipped=0), "fast"), (Sampler(selective=0), "paper")):
