@@ -26,7 +26,7 @@ from safe_dit_engine.steps.plan import (
     why_full,
     window_of_sigmas,
 )
-from safe_dit_engine.steps.samplers import EULER, Sampler
+from safe_dit_engine.steps.samplers import EULER, SAMPLERS, Sampler
 
 
 def kinds(plan: tuple[StepKind, ...]) -> str:
@@ -227,6 +227,20 @@ def test_a_sampler_bounds_what_presets_leave_out() -> None:
         assert set(plan[:8]) == set(shifted[:8]) == {StepKind.WARMUP} and not all(kind.full for kind in plan)
         assert not all(kind.full for kind in shifted[8:10]), "levels that fall slowly at first do not keep it from beginning"
     assert begun_late(ScheduleConfig(4, skipped_steps=2), 2.0)[4] is StepKind.SELECTIVE
+
+
+@pytest.mark.parametrize("sampler", ["sample_dpmpp_2m", "sample_res_multistep"])
+def test_presets_that_compute_the_same_follow_the_line_alike(sampler: str) -> None:
+    row = SAMPLERS[sampler]
+    for steps, shift in itertools.product((13, 14, 20, 30, 60), (1.0, 2.0, 6.0, 8.0)):
+        schedules = {name: row.limit(PRESETS[name].schedule) for name in ("balanced", "fast", "draft")}
+        warmups = {name: PRESETS[name].partition.warmup_steps for name in schedules}
+        plans = [plan_run(even_progress(steps, shift), warmups[name], schedules[name], row, (0, steps), False) for name in schedules]
+        assert plans[0] == plans[1] == plans[2] and {schedule.forecast for schedule in schedules.values()} == {0.3}
+    assert row.limit(PRESETS["quality"].schedule).forecast == PRESETS["quality"].schedule.forecast
+
+
+def test_values_given_by_hand_stay_with_any_sampler() -> None:
     by_hand = ScheduleConfig(4, skipped_steps=2)
     assert Sampler(skipped=0, selective=0).limit(by_hand) is by_hand
     for sampler, preset in ((Sampler(skipped=0), "fast"), (Sampler(selective=0), "paper")):
