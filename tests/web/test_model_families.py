@@ -89,7 +89,7 @@ EXPECTED = {
     "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "refresh": 6}, masks=""),
     "sd35": Expected("SD3", TWENTY),
     "controlnet": Expected("SD3", {"warmup": 4, "skipped": 17, "refresh": 11}),
-    "z-image": Expected("NextDiT", {"warmup": 1, "refresh": 7}, text=96, notes=EXPRESS),  # padded to a multiple of 32
+    "z-image": Expected("NextDiT", {"warmup": 2, "refresh": 6}, text=96, notes=EXPRESS),  # padded to a multiple of 32
     "qwen-image": Expected("Qwen-Image", TWENTY),
     "lens": Expected("Lens", TWENTY, masks="20 of 20 attention calls carried a mask: 20 elided"),
     "wan-video": Expected("Wan", {"warmup": 4, "skipped": 16, "refresh": 10}, text=0, frames=2),
