@@ -25,7 +25,7 @@ export function headline({ run, prediction, full, changed }) {
   const times = run?.timed && !run.interrupted ? measured(run.evaluations) : null;
   if (times) return { strong: factorText(times.ours, full ?? times.full, "faster"), rest: timesText(times.ours, times.full, full) };
   if (prediction) return ahead(prediction, run, full);
-  return { strong: run ? t("running") : changed ? "" : t("noRun"), rest: "" };
+  return { strong: run?.interrupted || (!run && changed) ? "" : t(run ? "running" : "noRun"), rest: "" };
 }
 
 /** @param {Prediction} prediction @param {Run | null} run @param {number | null} full @returns {{ strong: string, rest: string }} */

@@ -42,6 +42,7 @@ test("an interrupted run has no time, and says where it ended", () => {
   const run = runOf([["warmup", 10], ["refresh", 10]], 4);
   run.ended = "interrupted";
   assert.match(headline(facts({ run, prediction: plan })).strong, /^about/);
+  assert.equal(headline(facts({ run })).strong, "", "it is over: the amber line says so");
   assert.match(cautions(facts({ run, prediction: plan }))[0], /^Interrupted at step 2 of 4/);
   run.ended = "failed";
   assert.match(cautions(facts({ run }))[0], /failed at step 2 of 4/);
