@@ -13,10 +13,11 @@ ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
+FEWER = "may come closer to the full run with fewer steps than with this preset"
+
 # Presets that begin early hardly follow the line, which is no guide there; where the sampler makes them begin later, they follow it as
 # `balanced` does.
 LATE_FORECAST = 0.3
-FEWER = "may come closer to the full run with fewer steps than with this preset"
 
 
 @dataclass(frozen=True)
