@@ -53,5 +53,5 @@ PRESETS = {
     "fast": _skipping(3, warmup=2, forecast=0.15, early_refresh=True),
     "draft": _skipping(4, warmup=2, forecast=0.0, early_refresh=True),
     "express": at_speedup(5.0),
-    "paper": Preset(PartitionConfig(), ScheduleConfig(4, forecast=0.3, corrector=True, spaced=1.0)),
+    "paper": Preset(PartitionConfig(), ScheduleConfig(4, forecast=0.3, corrector=True, spaced=0.75)),
 }

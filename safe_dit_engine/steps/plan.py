@@ -121,7 +121,7 @@ def plan_steps(
         steps = range(full + 1, min(full + 1 + most, closes))
         kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced))
         before, full = full, len(kinds) - 1
-    return _evened(tuple(kinds[:total]), progress, closes) if schedule.spaced else tuple(kinds[:total])
+    return _worthwhile(_evened(tuple(kinds[:total]), progress, closes)) if schedule.spaced else tuple(kinds[:total])
 
 
 def _evened(kinds: tuple[StepKind, ...], progress: Sequence[float], closes: int) -> tuple[StepKind, ...]:
@@ -132,6 +132,13 @@ def _evened(kinds: tuple[StepKind, ...], progress: Sequence[float], closes: int)
     if len(gap) < 2 or gap[0].full or gap[0] is not gap[1] or not all(kind is StepKind.REFRESH for kind in ends):
         return kinds
     return (*kinds[:-3], StepKind.REFRESH, gap[1], StepKind.REFRESH) if between < closes and falls_through(progress, between) else kinds
+
+
+def _worthwhile(kinds: tuple[StepKind, ...]) -> tuple[StepKind, ...]:
+    """The plan, in full where all it leaves out is a part of one step: asking for one step fewer saves more and comes as close."""
+    if sum(not kind.full for kind in kinds) != 1:
+        return kinds
+    return tuple(StepKind.REFRESH if kind is StepKind.SELECTIVE else kind for kind in kinds)
 
 
 def widest_gap(progress: float) -> float:

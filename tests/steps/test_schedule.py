@@ -57,6 +57,10 @@ def test_spaced_plan_as_drawn() -> None:
     # Two full steps at the end with a long gap before them: the gap is divided.
     assert plan(16, 2, 3, skipped_steps=2, spaced=True) == "wwrr-r--r--r-r-r"
     assert plan(16, 2, 3, (0, 14), skipped_steps=2, spaced=True) == "wwrr-r--r--r--rr"
+    # A part of one step is less than a step fewer.
+    assert plan(20, 2, 3, (12, 13), spaced=True) == "w" * 12 + "r" * 8
+    assert plan(20, 2, 3, (12, 13), skipped_steps=1, spaced=True) == "w" * 12 + "-" + "r" * 7
+    assert plan(20, 2, 3, (12, 13)) == "w" * 12 + "s" + "r" * 7
 
 
 @pytest.mark.parametrize(

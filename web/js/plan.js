@@ -47,7 +47,17 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
     kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0))));
     [before, full] = [full, kinds.length - 1];
   }
-  return schedule.spaced ? evened(kinds.slice(0, total), progress, closes) : kinds.slice(0, total);
+  return schedule.spaced ? worthwhile(evened(kinds.slice(0, total), progress, closes)) : kinds.slice(0, total);
+}
+
+/**
+ * The plan, in full where all it leaves out is a part of one step.
+ * @param {Kind[]} kinds
+ * @returns {Kind[]}
+ */
+function worthwhile(kinds) {
+  if (kinds.filter((kind) => !isFull(kind)).length !== 1) return kinds;
+  return kinds.map((kind) => (kind === "selective" ? "refresh" : kind));
 }
 
 /**
