@@ -22,7 +22,7 @@ SEARCHED = (
     "accelerate", "speed up", "faster", "boost", "turbo", "lightning", "optimize", "skip steps", "cache", "token", "safe-dit", "TeaCache",
     "MagCache", "EasyCache", "WaveSpeed", "First Block Cache", "FBCache", "cache-dit", "DeepCache", "Nunchaku",
 )  # fmt: skip
-# A line a preset. The numbers are those of evenly spaced steps (tests/steps/test_presets.py).
+# A line a preset. The numbers are those of evenly spaced steps (tests/comfy/test_texts.py).
 TOOLTIP = (
     "Of 20 steps with euler, so many are computed:",
     "quality: about 12. Closest to the picture without the node.",

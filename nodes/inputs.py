@@ -73,8 +73,8 @@ def budget_inputs() -> list[Any]:
             step=0.1,
             tooltip=(
                 "For the preset `speedup` only. How many times less is to be computed than without the node; the plan that comes "
-                "closest is used. Up to about 2.5, with enough steps: the same picture, sooner. Above: the same prompt, another "
-                "picture."
+                "closest is used. Up to about 2.5 with euler and 20 steps or more, less with fewer steps and other samplers: the same "
+                "picture, sooner. Above: the same prompt, another picture, and the report says so."
             ),
         ),
         io.Int.Input(

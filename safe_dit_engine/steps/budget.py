@@ -13,7 +13,7 @@ from .samplers import Sampler
 
 # Refresh interval, warm-up and early refresh of the plans that keep the picture, from the most work to the least.
 KEEPING = ((1, 1, False), (2, 8, False), (2, 4, False), (3, 6, True), (3, 4, True), (3, 2, True), (4, 2, True))
-# Up to this speed-up plans keep the picture, where steps are many.
+# Up to this speed-up plans keep the picture with Euler's method, where steps are many.
 SAME_PICTURE = 2.5
 # A plan that keeps the picture is good enough where it computes at most so much more than was asked for: a share of all steps, at most one.
 SLACK = 0.05

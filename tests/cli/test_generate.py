@@ -106,7 +106,7 @@ def pixels(path: Path) -> np.ndarray:
 # What presets make of the noise levels that each pipeline gives its scheduler, a letter a step.
 PLANS = {
     "balanced": {"flux": "wwrr-r--r--r--rr", "pixart": "wwww-r-r-r--r-rr"},
-    "paper": {name: "wwrrsrsrsrsrsrsr" for name in DRAWN} | {"sd3": "wwwwsrsrsrsrsrsr", "pixart": "wwwwsrsrsrsrsrsr"},
+    "paper": {name: "wwrrrsrsrsrsrsrr" for name in DRAWN} | {"sd3": "wwwwrsrsrsrsrsrr", "pixart": "wwwwrrrrrsrsrsrr"},
 }
 
 

@@ -12,7 +12,7 @@ from safe_dit_engine.presets import at_speedup
 from safe_dit_engine.steps.budget import FEW_STEPS, HELD, SAME_PICTURE, plan_budget, what_is_missed
 from safe_dit_engine.steps.levels import even_progress
 from safe_dit_engine.steps.plan import ScheduleConfig, StepKind, predicted_share
-from safe_dit_engine.steps.samplers import Sampler
+from safe_dit_engine.steps.samplers import SAMPLERS, Sampler
 
 EXPRESS = 5.0
 
@@ -58,6 +58,8 @@ def test_the_dial_goes_beyond_express() -> None:
 def test_the_picture_is_kept_up_to_a_speedup() -> None:
     for steps in (20, 30, 50):
         assert "c" not in letters(steps, SAME_PICTURE) and "c" in letters(steps, EXPRESS)
+        dpmpp_2m = [plan_budget(even_progress(steps), speedup, SAMPLERS["sample_dpmpp_2m"], True) for speedup in (1.8, 2.1)]
+        assert [StepKind.COARSE in plan for plan in dpmpp_2m] == [False, True]
 
 
 @pytest.mark.parametrize("speedup", [0.0, 0.9, 6.1, float("nan")])
