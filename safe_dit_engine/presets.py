@@ -46,7 +46,8 @@ def at_speedup(speedup: float) -> Preset:
 DEFAULT_PRESET = "balanced"
 # By distance to dense at equal time on the demo model, where skipped steps with the corrector beat every mix with selective rows
 # (docs/experiments.md); `express` draws another picture of the same prompt (part 27); `paper` is the paper's rule
-# with the corrector and a little of the forecast, without which single pictures are up to 10 dB off (part 29).
+# with the corrector and a little of the forecast, without which single pictures are up to 10 dB off, and
+# full steps closer (part 29).
 PRESETS = {
     "quality": _skipping(2, warmup=4, forecast=0.45, early_refresh=False),
     "balanced": _skipping(3, warmup=4, forecast=0.3, early_refresh=True),

@@ -56,8 +56,8 @@ class ScheduleConfig:
     `corrector`: whether a refresh makes up for what the steps before it got wrong (forecast.py).
     `cache`: how keys and values are kept in between; auto goes by the memory that is free.
     `spaced`: how far apart full steps may lie in progress, as a share of what is known to be good (`widest_gap`), however many steps there
-    are; then warm-up ends where it would in a run of `REFERENCE_STEPS`. 1 for presets; 0, for values given by hand: they are taken as they
-    are.
+    are; then warm-up ends where it would in a run of `REFERENCE_STEPS`. Presets have 1, `paper` 0.75; 0, for values given by hand: they are
+    taken as they are.
     `coarse_steps`: how many of the warm-up steps run on a quarter of the tokens, the first ones; a full one follows.
     `speedup`: how many times less is to be computed than in a full run; the plan that comes closest replaces all the above (budget.py). 0:
     the values above are the plan.
