@@ -228,7 +228,28 @@ def test_a_plan_by_budget_with_a_scheduler_that_leaves_nothing_out(config: SafeC
     with apply(tiny.pipe, config) as safe:
         assert torch.equal(tiny.sample(), plain)
     (note,) = safe.report().notes
-    assert note.startswith("Computed in full, because with the scheduler `FlowMatchHeunDiscreteScheduler` fewer steps come closer")
+    assert note.startswith("Computed in full, because with the scheduler `FlowMatchHeunDiscreteScheduler` fewer steps may come closer")
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LTXEulerAncestralRFScheduler"])
+def test_paper_computes_in_full_where_single_pictures_were_far_behind(name: str) -> None:
+    tiny = tiny_of("sd3")
+    flow = {} if name.startswith("LTX") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    tiny.pipe.scheduler = getattr(diffusers, name)(**flow)
+
+    def sample() -> Tensor:
+        torch.manual_seed(3)  # of the noise that the scheduler adds
+        return tiny.sample(num_inference_steps=MANY)
+
+    plain = sample()
+    with apply(tiny.pipe, "paper") as safe:
+        assert torch.equal(sample(), plain)
+        (note,) = safe.report().notes
+    assert note.startswith(f"Computed in full, because with the scheduler `{name}` fewer steps may come closer")
+    by_hand = SafeConfig(schedule=ScheduleConfig(refresh_interval=2), partition=PartitionConfig())
+    with apply(tiny.pipe, by_hand) as safe:
+        sample()
+        assert safe.report().counts()["selective"] >= 2
 
 
 def schedulers() -> dict[str, Any]:

@@ -94,6 +94,11 @@ class Known:
         """Whether a run with steps left out comes closer to the full one than one of fewer steps."""
         return self.evaluations == 1 and not self.forgets
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether what becomes of a latent follows from it and one prediction, as with Euler's method."""
+        return not (self.stochastic or self.multistep)
+
     def levels(self, scheduler: Any, begin: int) -> list[float]:
         """Noise levels of the evaluations from the timestep `begin` on; a timestep at which nothing is left to do is no evaluation."""
         count = len(scheduler.timesteps)
@@ -145,11 +150,12 @@ def known_of(scheduler: Any) -> Known | None:
 
 def suited(schedule: ScheduleConfig, known: Known) -> ScheduleConfig:
     """A schedule as far as it suits a scheduler, by what was measured (docs/diffusers.md)."""
-    if not known.allows_skipped_steps:
+    # A preset of selective steps: beside fewer steps single pictures were up to 9 dB behind.
+    if not known.allows_skipped_steps or (schedule.spaced and not schedule.skipped_steps and not known.is_plain):
         return replace(schedule, refresh_interval=1, coarse_steps=0, speedup=0.0)
     # Between predictions of different noise lies no line; where the prediction is not Euler's, an error is not Euler's either.
     forecast = 0.0 if known.stochastic else schedule.forecast
-    return replace(schedule, forecast=forecast, corrector=schedule.corrector and not (known.stochastic or known.multistep))
+    return replace(schedule, forecast=forecast, corrector=schedule.corrector and known.is_plain)
 
 
 def prediction_of(scheduler: Any, sigma: float) -> Prediction | None:

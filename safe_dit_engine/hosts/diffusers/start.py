@@ -18,7 +18,7 @@ from ...steps.levels import flow_parts, flow_progress, plain_progress
 from ...steps.plan import ScheduleConfig
 from .schedulers import flows, known_of, suited
 
-NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps come closer to the full run than steps that are left out."
+NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps may come closer to the full run than what this setting leaves out."
 
 
 def empty_report(sentence: str) -> RunReport:
