@@ -94,14 +94,19 @@ class ScheduleConfig:
 
 
 def plan_steps(
-    progress: Sequence[float], warmup: int, schedule: ScheduleConfig, window: tuple[int, int] | None = None, begins: float = 0.0
+    progress: Sequence[float],
+    warmup: int,
+    schedule: ScheduleConfig,
+    window: tuple[int, int] | None = None,
+    begins: float = 0.0,
+    pair: float = math.inf,
 ) -> tuple[StepKind, ...]:
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
     the window opens if that is later; where the plan is spaced, nothing is left out before the share `begins` of the steps or of the
-    progress, whichever comes first. The last step of a run is a refresh, and so is every step into or out of which the noise level does not
-    fall.
+    progress, whichever comes first, nor a step into and out of which the progress is more than `pair`. The last step of a run is a
+    refresh, and so is every step into or out of which the noise level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
@@ -119,7 +124,7 @@ def plan_steps(
             break
         most = min(length, schedule.refresh_interval) - 1
         steps = range(full + 1, min(full + 1 + most, closes))
-        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced))
+        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced, pair))
         before, full = full, len(kinds) - 1
     return _worthwhile(_evened(tuple(kinds[:total]), progress, closes)) if schedule.spaced else tuple(kinds[:total])
 
@@ -197,11 +202,15 @@ def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
     return itertools.chain(growing, itertools.repeat(interval))
 
 
-def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: float) -> int:
+def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: float, pair: float) -> int:
     """How many of the `steps` need not be computed in full after the `full` one, which follows the one `before`."""
     furthest = progress[before] + WIDEST_PAIR + 1e-6 if spaced else math.inf
-    fits = (reaches(progress, full, step, spaced) and progress[step + 1] <= furthest for step in steps)
-    return sum(itertools.takewhile(bool, fits))
+
+    def fits(step: int) -> bool:
+        near = progress[step + 1] <= min(furthest, progress[step - 1] + pair + 1e-6)
+        return near and reaches(progress, full, step, spaced)
+
+    return sum(itertools.takewhile(bool, map(fits, steps)))
 
 
 def _cycle(schedule: ScheduleConfig, between: int) -> list[StepKind]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -231,6 +232,22 @@ def test_a_sampler_bounds_what_presets_leave_out() -> None:
         assert set(plan[:8]) == set(shifted[:8]) == {StepKind.WARMUP} and not all(kind.full for kind in plan)
         assert not all(kind.full for kind in shifted[8:10]), "levels that fall slowly at first do not keep it from beginning"
     assert begun_late(ScheduleConfig(4, skipped_steps=2), 2.0)[4] is StepKind.SELECTIVE
+
+
+@pytest.mark.parametrize("sampler", ["sample_dpmpp_2m", "sample_res_multistep"])
+@pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "draft"])
+def test_samplers_of_second_order_leave_something_out_of_short_steps_only(sampler: str, preset: str) -> None:
+    row, warmup = SAMPLERS[sampler], PRESETS[preset].partition.warmup_steps
+
+    def plan(progress: Sequence[float]) -> str:
+        total = len(progress) - 1
+        return kinds(plan_run(progress, warmup, row.limit(PRESETS[preset].schedule), row, (0, total), False))
+
+    for shift in (1.0, 2.0, 3.0, 6.0, 12.0):
+        assert not any("-" in plan(even_progress(steps, shift)) for steps in range(1, 20))
+        assert all("-" in plan(even_progress(steps, shift)) for steps in (20, 30, 60))
+    assert plan(even_progress(20, 3.0)).endswith("-rrr") and plan(even_progress(20, 2.0)).endswith("-r-r")
+    assert "-" in plan(even_progress(24, 2.0)[12:]), "an image to image run of 12 short steps"
 
 
 @pytest.mark.parametrize("sampler", ["sample_dpmpp_2m", "sample_res_multistep"])

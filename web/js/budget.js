@@ -24,6 +24,8 @@ const WIDEST = 0.65;
 const FEW_WIDEST = 0.4;
 const TINY = 1e-6;
 const GROWTH = 1.15;
+const SHORT_STEP = 0.0525;
+const SHORT_PAIR = 0.125;
 /** Of a sampler that is not known yet. @type {Sampler} */
 export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0 };
 
@@ -40,7 +42,11 @@ export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0 };
  */
 export function planRun(progress, warmup, schedule, sampler, window, coarse, costs) {
   if (schedule.speedup) return planBudget(progress, schedule.speedup, sampler, window, coarse, costs);
-  return planSteps(progress, warmup, limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler), window, sampler.begins);
+  const asked = limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler);
+  const steps = progress.length - 1;
+  const careful = Boolean(asked.spaced && sampler.begins);
+  const long = careful && progress[steps] - progress[0] > SHORT_STEP * steps;
+  return planSteps(progress, warmup, long ? { ...asked, refresh_interval: 1 } : asked, window, sampler.begins, careful ? SHORT_PAIR : Infinity);
 }
 
 /**

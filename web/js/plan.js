@@ -26,9 +26,10 @@ const TINY = 1e-6;
  * @param {Schedule} schedule
  * @param {readonly [number, number]} [window]
  * @param {number} [begins] share of the steps or of the progress before which nothing is left out
+ * @param {number} [pair] the most progress into and out of a step that is left out
  * @returns {Kind[]}
  */
-export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1], begins = 0) {
+export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1], begins = 0, pair = Infinity) {
   const total = progress.length - 1;
   const least = Math.min(Math.ceil(begins * total), 1 + stepsBefore(progress, begins));
   const warm = schedule.spaced ? Math.max(least, Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS))) : warmup;
@@ -44,7 +45,7 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
     const length = index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval;
     const most = Math.min(length, interval) - 1;
     const end = Math.min(full + 1 + most, closes);
-    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0))));
+    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0), pair)));
     [before, full] = [full, kinds.length - 1];
   }
   return schedule.spaced ? worthwhile(evened(kinds.slice(0, total), progress, closes)) : kinds.slice(0, total);
@@ -118,12 +119,13 @@ export function fallsThrough(progress, step) {
  * @param {number} first
  * @param {number} end
  * @param {number} spaced
+ * @param {number} pair
  */
-function room(progress, before, full, first, end, spaced) {
+function room(progress, before, full, first, end, spaced, pair) {
   const widest = spaced * Math.min(0.25, 0.07 + 0.435 * progress[full]) + TINY;
-  const near = (/** @type {number} */ next) => progress[next] - progress[full] <= widest && progress[next] - progress[before] <= WIDEST_PAIR + TINY;
+  const near = (/** @type {number} */ step) => progress[step + 1] - progress[full] <= widest && progress[step + 1] <= Math.min(progress[before] + WIDEST_PAIR, progress[step - 1] + pair) + TINY;
   let step = first;
-  while (step < end && fallsThrough(progress, step) && (!spaced || near(step + 1))) step += 1;
+  while (step < end && fallsThrough(progress, step) && (!spaced || near(step))) step += 1;
   return step - first;
 }
 

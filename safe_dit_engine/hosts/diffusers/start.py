@@ -18,7 +18,7 @@ from ...steps.levels import flow_parts, flow_progress, plain_progress
 from ...steps.plan import ScheduleConfig
 from .schedulers import flows, known_of, suited
 
-NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps may come closer to the full run than what this setting leaves out."
+NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps may come closer to the full run than this setting."
 
 
 def empty_report(sentence: str) -> RunReport:
