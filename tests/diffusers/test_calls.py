@@ -171,7 +171,7 @@ def test_two_runs_in_one_call(height: int) -> None:
         wanted = sample(single, num_inference_steps=MANY)
     with apply(twice.pipe, "balanced") as safe, counted(twice.pipe) as ran:
         assert torch.equal(sample(twice, num_inference_steps=MANY), wanted)
-    assert len(ran) == 20 and len(safe.report().evaluations) == MANY and safe.report().notes == [AGAIN]
+    assert len(ran) == 22 and len(safe.report().evaluations) == MANY and safe.report().notes == [AGAIN]
 
 
 def test_nothing_is_reused_from_one_model_to_another() -> None:

@@ -23,7 +23,7 @@ from safe_dit_engine.tokens.partition import PartitionConfig
 TEXT, WIDTH = 10, 24
 HEIGHT, SIDE = 128, 160  # 8 x 10 tokens
 STEPS = 10
-MANY = 16  # so many that presets, which keep full steps close, leave out some of them with every scheduler
+MANY = 20  # so many that presets, which keep full steps close, leave out some of them with every scheduler
 FAR_APART = "Steps that are left out lie far apart; where the picture changes too much, take more steps or a preset."
 BLOCKS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ...steps.plan import ScheduleConfig
+from ...steps.samplers import EULER, SAMPLERS, Sampler
 
 # A first level of pure noise is as far up as `diffusers` itself puts it (`EulerDiscreteScheduler`).
 LEAST_SIGNAL = 2.0**-24
@@ -98,6 +99,13 @@ class Known:
     def is_plain(self) -> bool:
         """Whether what becomes of a latent follows from it and one prediction, as with Euler's method."""
         return not (self.stochastic or self.multistep)
+
+    @property
+    def sampler(self) -> Sampler:
+        """What presets may leave out: of multistep schedulers as of ComfyUI's samplers of second order."""
+        if not self.multistep:
+            return EULER
+        return SAMPLERS["sample_dpmpp_2m_sde" if self.stochastic else "sample_dpmpp_2m"]
 
     def levels(self, scheduler: Any, begin: int) -> list[float]:
         """Noise levels of the evaluations from the timestep `begin` on; a timestep at which nothing is left to do is no evaluation."""

@@ -16,6 +16,7 @@ from ...run import Run
 from ...selective.memory import Memory
 from ...steps.levels import flow_parts, flow_progress, plain_progress
 from ...steps.plan import ScheduleConfig
+from ...steps.samplers import EULER
 from .schedulers import flows, known_of, suited
 
 NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps may come closer to the full run than this setting."
@@ -43,9 +44,12 @@ def start_run(
     """
     asked, steps = config.schedule, len(levels) - 1
     window = (0, steps) if asked is None else (round(asked.start_percent * steps), round(asked.end_percent * steps))
-    suiting = _suiting(config, scheduler)
-    parts = flow_parts if may_be_coarse else None
-    run = Run(suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels), parts=parts)
+    known = known_of(scheduler)
+    suiting = config if asked is None or known is None else replace(config, schedule=suited(asked, known))
+    run = Run(
+        suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels),
+        sampler=EULER if known is None else known.sampler, parts=flow_parts if may_be_coarse else None,
+    )  # fmt: skip
     if asked is not None and _asks_for_more(asked, suiting.schedule or asked):
         run.note(NOT_LEFT_OUT.format(type(scheduler).__name__))
     return run
@@ -58,12 +62,6 @@ def _asks_for_more(asked: ScheduleConfig, suiting: ScheduleConfig) -> bool:
 
 def _progress(scheduler: Any, levels: Sequence[float]) -> tuple[float, ...]:
     return flow_progress(levels) if flows(scheduler) else plain_progress(levels)
-
-
-def _suiting(config: SafeConfig, scheduler: Any) -> SafeConfig:
-    """What was asked for, as far as it suits the scheduler."""
-    known = known_of(scheduler)
-    return config if config.schedule is None or known is None else replace(config, schedule=suited(config.schedule, known))
 
 
 def _memory_of(device: torch.device) -> Memory | None:
