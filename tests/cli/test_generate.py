@@ -70,7 +70,7 @@ def pixart() -> Any:
     sizes = {**BLOCKS, "cross_attention_dim": 32, "caption_channels": WIDTH, "sample_size": 32}
     model = weighted(diffusers.PixArtTransformer2DModel(in_channels=4, out_channels=8, **sizes))
     encoder, tokenizer = t5()
-    return diffusers.PixArtSigmaPipeline(tokenizer, encoder, vae(4), model, diffusers.DPMSolverMultistepScheduler())
+    return diffusers.PixArtSigmaPipeline(tokenizer, encoder, vae(4), model, diffusers.EulerDiscreteScheduler())
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def pixels(path: Path) -> np.ndarray:
 
 # What presets make of the noise levels that each pipeline gives its scheduler, a letter a step.
 PLANS = {
-    "balanced": {"flux": "wwrr-r--r--r--rr", "pixart": "wwww-r-r-r--r-rr"},
+    "balanced": {"flux": "wwrr-r--r--r--rr", "pixart": "wwww-rr-r-r-r-rr"},
     "paper": {name: "wwrrrsrsrsrsrsrr" for name in DRAWN} | {"sd3": "wwwwrsrsrsrsrsrr", "pixart": "wwwwrrrrrsrsrsrr"},
 }
 
@@ -184,7 +184,10 @@ def test_prompts_of_a_file_and_seeds_that_follow(saved: dict[str, Path], tmp_pat
 
 def without_weights(name: str, folder: Path) -> Path:
     """A tiny pipeline of a family, of which only configurations are there."""
-    tiny_of(name).pipe.save_pretrained(folder)
+    pipe = tiny_of(name).pipe
+    if name == "pixart":  # with its own, presets leave nothing out of so few steps
+        pipe.register_modules(scheduler=diffusers.EulerDiscreteScheduler())
+    pipe.save_pretrained(folder)
     weights = list(folder.rglob("*.safetensors"))
     for path in weights:
         path.unlink()

@@ -231,8 +231,12 @@ def test_a_plan_by_budget_with_a_scheduler_that_leaves_nothing_out(config: SafeC
     assert note.startswith("Computed in full, because with the scheduler `FlowMatchHeunDiscreteScheduler` fewer steps may come closer")
 
 
-@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LTXEulerAncestralRFScheduler"])
-def test_paper_computes_in_full_where_single_pictures_were_far_behind(name: str) -> None:
+FULL = [("DPMSolverMultistepScheduler", "paper"), ("LTXEulerAncestralRFScheduler", "paper"), ("UniPCMultistepScheduler", "paper")]
+FULL += [("UniPCMultistepScheduler", name) for name in ("quality", "balanced", "fast", "draft")]
+
+
+@pytest.mark.parametrize(("name", "preset"), FULL)
+def test_presets_compute_in_full_where_single_pictures_were_far_behind(name: str, preset: str) -> None:
     tiny = tiny_of("sd3")
     flow = {} if name.startswith("LTX") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     tiny.pipe.scheduler = getattr(diffusers, name)(**flow)
@@ -242,10 +246,10 @@ def test_paper_computes_in_full_where_single_pictures_were_far_behind(name: str)
         return tiny.sample(num_inference_steps=MANY)
 
     plain = sample()
-    with apply(tiny.pipe, "paper") as safe:
+    with apply(tiny.pipe, preset) as safe:
         assert torch.equal(sample(), plain)
         (note,) = safe.report().notes
-    assert note.startswith(f"Computed in full, because with the scheduler `{name}` fewer steps may come closer")
+    assert note.startswith("Every step is computed") and note.endswith("to the full run with fewer steps than with this preset.")
     by_hand = SafeConfig(schedule=ScheduleConfig(refresh_interval=2), partition=PartitionConfig())
     with apply(tiny.pipe, by_hand) as safe:
         sample()
@@ -319,7 +323,7 @@ def test_flow_schedulers(name: str) -> None:
     plain = tiny.sample()
     with apply(tiny.pipe, selective(1.0)):
         assert torch.equal(tiny.sample(), plain)
-    with apply(tiny.pipe, "balanced") as safe:
+    with apply(tiny.pipe, SafeConfig(schedule=ScheduleConfig(2, skipped_steps=1), partition=PartitionConfig())) as safe:
         tiny.sample(num_inference_steps=MANY)
     report = safe.report()
     assert report.counts()["skipped"] >= 6 and report.notes == []

@@ -128,10 +128,10 @@ def qwen() -> tuple[Any, dict[str, Any]]:
 
 
 def wan() -> tuple[Any, dict[str, Any]]:
-    """A video of three frames, by UniPC on flow sigmas."""
+    """A video of three frames."""
     sizes = {**BLOCKS, "text_dim": WIDTH, "freq_dim": 32, "ffn_dim": 32, "rope_max_seq_len": 32}
     model = weighted(diffusers.WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=4, out_channels=4, **sizes))
-    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler = euler(shift=3.0)
     return diffusers.WanPipeline(None, None, None, scheduler, model), {**text(), "num_frames": 9}
 
 
