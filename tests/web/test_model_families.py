@@ -167,7 +167,7 @@ def test_z_image_saves_what_its_note_says() -> None:
 
     assert plan("express", 8) == "ccw-r--r"
     assert [name for name in PRESETS if not set(plan(name, 8)) <= set("wr")] == ["express"]
-    assert plan("balanced", 20).count("-") == 7
+    assert plan("balanced", 20).count("-") == 6
 
 
 # In the frontend
