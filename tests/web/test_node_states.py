@@ -309,6 +309,34 @@ def test_small_large_dark_and_light(page: Frontend) -> None:
     page.page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
 
 
+@pytest.mark.parametrize(("language", "script"), [("ja", "[\u3040-\u30ff]"), ("zh", "[\u4e00-\u9fff]")])
+def test_japanese_and_chinese_fit(page: Frontend, language: str, script: str) -> None:
+    """Before and after a run, narrow too: nothing is cut off, and the node speaks as ComfyUI does around it."""
+    speak(page, language)
+    try:
+        widget = opened(page)
+        near(page)
+        assert re.search(script, headline(widget)) and not re.search("faster|steps", widget.text())
+        shoot(page, f"state-{language}-before")
+        change(page, NODE, "preset", "paper")
+        sampled(page, preset="paper")
+        widget.wait(lambda widget: "16" in widget.text() and widget.part("map").evaluate("(map) => map.clientHeight > 0"))
+        for name, steps, width in (("after", 16, 320), ("240", 16, 240), ("amber", 4, 240)):
+            change(page, 7, "steps", steps)
+            near(page, 1.0, width)
+            widget.wait(lambda widget: cut(widget) == [])
+            shoot(page, f"state-{language}-{name}")
+        assert re.search(script, cautions(widget)) and barriers(page) == []
+    finally:
+        speak(page, "en")
+
+
+def speak(page: Frontend, language: str) -> None:
+    """Set ComfyUI's language, which a page reads when it opens."""
+    page.page.evaluate("(name) => app.extensionManager.setting.set('Comfy.Locale', name)", language)
+    page.open()
+
+
 def barriers(page: Frontend) -> list[Any]:
     found = Axe().run(page.page, context=".safe-dit").response["violations"]
     return [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")]
