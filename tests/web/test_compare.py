@@ -161,6 +161,22 @@ def test_the_next_run_puts_the_comparison_away(page: Frontend) -> None:
     assert widget.part("modes").get_attribute("hidden") is not None
 
 
+def test_a_draft_that_one_likes_again_in_full(page: Frontend, server: ComfyServer) -> None:
+    """The full picture is saved as the graph saves any, beside the draft; the node stays at its preset and shows both."""
+    widget = opened(page)
+    page.page.evaluate(WATCH)
+    sampled(page, preset="draft", width=256, height=256, steps=20)
+    save = id_of(page.serialize(), SAVE)
+    draft = saved_pixels(server, seen(page)["outputs"], save)
+    compared(widget)
+    shoot(page, "draft-then-full")
+    full = saved_pixels(server, seen(page)["outputs"], save)
+    assert draft.shape == full.shape and not np.array_equal(draft, full)
+    told = str(widget.part("map").get_attribute("aria-label"))
+    assert re.search(r"draft, [\d.]+ s\. full, [\d.]+ s$", told), told
+    assert {node["inputs"]["preset"] for node in page.prompt().values() if node["class_type"] == ACCELERATE} == {"draft"}
+
+
 def test_the_four_nodes_are_compared_on_the_sampler(page: Frontend) -> None:
     widget = opened(page, "four-nodes", "SafeDitSelectiveSampler")
     assert widget.part("preset_faster") is None
