@@ -174,6 +174,10 @@ def test_a_draft_that_one_likes_again_in_full(page: Frontend, server: ComfyServe
     assert draft.shape == full.shape and not np.array_equal(draft, full)
     told = str(widget.part("map").get_attribute("aria-label"))
     assert re.search(r"draft, [\d.]+ s\. full, [\d.]+ s$", told), told
+    report = Widget(page, id_of(page.serialize(), REPORT))
+    report.wait(lambda report: "about" not in report.text())
+    (ours,), (theirs,) = (re.findall(r"[\d.]+x faster\s+[\d.]+ s instead of [\d.]+ s", node.text()) for node in (widget, report))
+    assert ours == theirs, "the Report says what the node says"
     assert {node["inputs"]["preset"] for node in page.prompt().values() if node["class_type"] == ACCELERATE} == {"draft"}
 
 

@@ -284,6 +284,7 @@ app.registerExtension({
   aboutPageBadges: [{ label: "SAFE-DiT", url: "https://arxiv.org/abs/2606.29360", icon: "pi pi-bolt" }],
   async setup() {
     speak(setting("Comfy.Locale", "en"));
+    times.changed = () => views.forEach((view) => view.refresh());
     api.addEventListener("safe_dit.step", (/** @type {any} */ { detail }) => onStep(detail));
     api.addEventListener("safe_dit.note", (/** @type {any} */ { detail }) => onNote(detail));
     api.addEventListener("executed", async (/** @type {any} */ { detail }) => {

@@ -15,6 +15,8 @@ export class Times {
     this.steps = new Map(Object.entries(steps));
     /** Seconds of a full run, by all that it is made of but our own settings. @type {Map<string, number>} */
     this.fulls = new Map(Object.entries(fulls));
+    /** Called when something was kept: every node that speaks of it has to be drawn anew. */
+    this.changed = () => {};
   }
 
   /** @param {string} cost @param {number} seconds */
@@ -37,5 +39,6 @@ export class Times {
     map.set(key, seconds);
     for (const old of map.keys()) if (map.size > KEPT) map.delete(old);
     this.storage?.setItem(PLACE, JSON.stringify({ steps: Object.fromEntries(this.steps), fulls: Object.fromEntries(this.fulls) }));
+    this.changed();
   }
 }
