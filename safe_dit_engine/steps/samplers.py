@@ -30,7 +30,8 @@ class Sampler:
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
-    of the progress, whichever comes first, before which they leave nothing out.
+    of the progress, whichever comes first, before which they leave nothing out. Samplers of second order begin late; with them presets are
+    careful with long steps as well (budget.py).
     """
 
     evaluations: int = 1

@@ -112,6 +112,17 @@ def test_express_and_a_second_run(name: str) -> None:
     assert torch.equal(tiny.sample(num_inference_steps=MANY), plain)
 
 
+@pytest.mark.parametrize("speedup", [2.0, 5.0])
+def test_the_scheduler_of_wans_own_pipelines_saves_by_coarse_steps_alone(speedup: float) -> None:
+    tiny, flow = tiny_of("wan"), {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    tiny.pipe.scheduler = diffusers.UniPCMultistepScheduler(**flow)
+    plain = tiny.sample(num_inference_steps=MANY)
+    with apply(tiny.pipe, SafeConfig(schedule=ScheduleConfig(speedup=speedup, corrector=True))) as safe:
+        found = tiny.sample(num_inference_steps=MANY)
+    assert set(safe.report().counts()) <= {"coarse", "warmup", "refresh"} and safe.report().counts()["coarse"] >= 2
+    assert torch.isfinite(found).all() and torch.equal(tiny.sample(num_inference_steps=MANY), plain)
+
+
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(ABLE)))
 def test_other_pipelines_say_that_no_step_is_coarse(name: str) -> None:
     tiny = tiny_of(name)

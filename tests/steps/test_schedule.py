@@ -246,6 +246,7 @@ def test_samplers_of_second_order_leave_something_out_of_short_steps_only(sample
     for shift in (1.0, 2.0, 3.0, 6.0, 12.0):
         assert not any("-" in plan(even_progress(steps, shift)) for steps in range(1, 20))
         assert all("-" in plan(even_progress(steps, shift)) for steps in (20, 30, 60))
+    assert not any("-" in plan(plain_progress([14.6 * (1 - i / steps) for i in range(steps + 1)])) for steps in range(1, 17)), "SDXL"
     assert plan(even_progress(20, 3.0)).endswith("-rrr") and plan(even_progress(20, 2.0)).endswith("-r-r")
     assert "-" in plan(even_progress(24, 2.0)[12:]), "an image to image run of 12 short steps"
 

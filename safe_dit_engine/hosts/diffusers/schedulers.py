@@ -107,7 +107,7 @@ class Known:
         return 0.0 if self.level is not _given else self.level(scheduler, min(len(scheduler.timesteps), len(scheduler.sigmas) - 1))
 
 
-# By what was measured of the methods here or, where nothing was, of the same in ComfyUI (docs/diffusers.md).
+# By what was measured (docs/diffusers.md); multistep schedulers that were not are treated as DPM++ 2M.
 STOCHASTIC = Sampler(stochastic=True, selective=0)
 SECOND_ORDER, SECOND_ORDER_SDE = SAMPLERS["sample_dpmpp_2m"], SAMPLERS["sample_dpmpp_2m_sde"]
 MULTISTEP = replace(SECOND_ORDER, corrector=False)
