@@ -9,9 +9,11 @@ from typing import Any
 
 from ..safe_dit_engine.hosts.comfy.full_run import offer
 from ..safe_dit_engine.hosts.comfy.live import LiveWish, wish
+from ..safe_dit_engine.hosts.comfy.sampler import function_name
 from ..safe_dit_engine.hosts.comfy.sampler_times import sampling_seconds
 from ..safe_dit_engine.presets import PRESETS
 from ..safe_dit_engine.steps.plan import StepCosts
+from ..safe_dit_engine.steps.samplers import find_sampler
 
 MOST_PER_SECOND = 60.0
 
@@ -69,7 +71,7 @@ def _rate(asked: Any) -> float:
 
 
 def rule_data() -> dict[str, Any]:
-    """Presets and costs of steps: what the widget needs beside its own copy of the rule to predict a run."""
+    """Presets, costs of steps and samplers: what the widget needs beside its own copy of the rule to predict a run."""
     presets = {
         name: {
             "keep_ratio": preset.partition.keep_ratio,
@@ -78,4 +80,18 @@ def rule_data() -> dict[str, Any]:
         }
         for name, preset in PRESETS.items()
     }
-    return {"presets": presets, "costs": dataclasses.asdict(StepCosts())}
+    return {"presets": presets, "costs": dataclasses.asdict(StepCosts()), "samplers": _samplers()}
+
+
+def _samplers() -> dict[str, dict[str, Any]]:
+    """What presets may do with each sampler in ComfyUI's list, by its name there; `full`: whether every step is computed."""
+    import comfy.samplers
+
+    rows = {}
+    for name in comfy.samplers.KSampler.SAMPLERS:
+        try:
+            sampler = find_sampler(function_name(comfy.samplers.sampler_object(name)))
+        except AttributeError:  # a name that another pack put into the list, and runs in a way of its own
+            sampler = find_sampler(None)
+        rows[name] = {**sampler.limits(), "full": bool(sampler.full)}
+    return rows

@@ -141,8 +141,7 @@ class RunReport:
     def levels(self) -> dict[str, Any]:
         """What the run's plan was made from, beside its settings."""
         levels = [round(level, 6) for level in self.progress]
-        limits = {name: getattr(self.sampler, name) for name in ("skipped", "selective", "reach", "begins")}
-        return {"progress": levels, "window": list(self.window), "coarse": self.coarse, **limits}
+        return {"progress": levels, "window": list(self.window), "coarse": self.coarse, **self.sampler.limits()}
 
     def mask_counts(self) -> list[int] | None:
         """Attention calls, those with a mask, elided, trimmed; None where nobody looked."""

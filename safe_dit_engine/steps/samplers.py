@@ -55,6 +55,10 @@ class Sampler:
         forecast = max(schedule.forecast, LATE_FORECAST) if self.begins else schedule.forecast
         return replace(schedule, skipped_steps=skipped, refresh_interval=interval, forecast=forecast, spaced=schedule.spaced * self.reach)
 
+    def limits(self) -> dict[str, float]:
+        """What presets may do, by name: what the page plans by (web/js/budget.js)."""
+        return {name: getattr(self, name) for name in ("skipped", "selective", "reach", "begins")}
+
     def why_full(self, schedule: ScheduleConfig) -> str:
         """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""
         return self.full or (FEWER if self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval else "")

@@ -22,6 +22,8 @@ VALUES = "Object.fromEntries(app.graph.getNodeById(4).widgets.map((widget) => [w
 # Text of the node in Nodes 2.0; in the classic renderer, what the canvas writes.
 PRESET_SHOWN = """() => document.querySelector('[data-node-id="4"]')?.innerText
     ?? app.graph.getNodeById(4).widgets.find((widget) => widget.name === 'preset')._displayValue"""
+SHORT = "Only {steps} steps: they lie so far apart that {steps} of them must be computed. This pays off from about {enough} steps."
+LITTLE = "Little or nothing is saved with these settings. Try another preset or another sampler."
 CUT = "(part) => part.scrollHeight > part.clientHeight + 1 || part.scrollWidth > part.clientWidth + 1"
 
 
@@ -210,12 +212,33 @@ def test_a_picture_fades_when_settings_change(page: Frontend) -> None:
 def test_numbers_of_steps(page: Frontend, steps: int) -> None:
     widget = opened(page)
     change(page, 7, "steps", steps)
-    short = f"Only {steps} steps: they lie so far apart that {steps} of them must be computed. This pays off from about 12 steps."
-    assert cautions(widget) == (short if steps < 12 else "")
+    assert cautions(widget) == (SHORT.format(steps=steps, enough=12) if steps < 12 else "")
     assert headline(widget).startswith("not faster" if steps < 12 else "about 2.")
     near(page)
     shoot(page, f"state-{steps}-steps")
     assert cut(widget) == []
+
+
+@pytest.mark.parametrize(
+    "sampler, steps, begins, mend",
+    [
+        ("dpmpp_2m", 15, "not faster", SHORT.format(steps=15, enough=20)),
+        ("dpmpp_2m", 20, "about 1.", ""),
+        ("euler_cfg_pp", 20, "not faster", LITTLE),
+        ("lcm", 20, "not faster", LITTLE),
+        ("uni_pc", 20, "about 2.", ""),
+    ],
+)
+def test_samplers_before_any_run(page: Frontend, sampler: str, steps: int, begins: str, mend: str) -> None:
+    """The page plans by the sampler in the graph: it was promised about 1.5 times before the first run, and nothing after it."""
+    widget = opened(page)
+    change(page, 7, "sampler_name", sampler)
+    change(page, 7, "steps", steps)
+    assert headline(widget).startswith(begins) and cautions(widget) == mend
+    if begins == "not faster":
+        sampled(page, steps=steps, sampler_name=sampler)
+        widget.wait(lambda widget: f"step {steps} of {steps}" in widget.text())
+        assert mend in cautions(widget), "the same sentence once it ran"
 
 
 def test_what_saves_nothing_by_hand_says_what_to_change(page: Frontend) -> None:

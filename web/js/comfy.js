@@ -123,17 +123,18 @@ const SAMPLING = ["steps", "scheduler", "denoise", "sampler_name", "start_at_ste
 const SIZE = ["width", "height", "length", "batch_size", "megapixels", "image", "cfg", "sampler_name"];
 
 /**
- * Steps of the sampler that a node leads to, null where they cannot be read; a text that changes when its noise levels may, and one that
- * changes when the time of a full step may.
+ * Steps and name of the sampler that a node leads to, null where they cannot be read; a text that changes when its noise levels may, and
+ * one that changes when the time of a full step may.
  * @param {GraphNode} node
- * @returns {{ steps: number | null, levels: string, cost: string }}
+ * @returns {{ steps: number | null, sampler: string | null, levels: string, cost: string }}
  */
 export function samplingAhead(node) {
   const before = reached(node, producers);
   const ahead = [...new Set([node, ...before, ...reached(node, consumers).flatMap((found) => [found, ...producers(found)])])];
   const levels = ahead.flatMap((found) => valuesIn(found, SAMPLING));
   const steps = levels.find(([, name, value]) => name === "steps" && Number.isInteger(value) && value > 0)?.[2] ?? null;
-  return { steps, levels: JSON.stringify(levels), cost: costAhead(node) };
+  const sampler = levels.find(([, name, value]) => name === "sampler_name" && value)?.[2] ?? null;
+  return { steps, sampler, levels: JSON.stringify(levels), cost: costAhead(node) };
 }
 
 /** The model and the size of what is sampled. @param {GraphNode} node */

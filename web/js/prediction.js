@@ -23,7 +23,9 @@ const MOST_STEPS = 60;
  * What a run is made of, as far as the graph tells; texts that change when it does. `cost`: model, size and sampler, on which a full step's time
  * depends. `whole`: those and the noise levels, so all but our settings. `key`: everything, but seed and prompts.
  * @typedef {{ cost: string, whole: string, window: string, key: string }} Subject
- * @typedef {{ presets: Record<string, any>, costs: import("./plan.js").Costs }} Rule
+ * @typedef {import("./budget.js").Sampler & { full: boolean }} Listed a sampler; `full`: whether every step is computed
+ * @typedef {{ presets: Record<string, any>, costs: import("./plan.js").Costs, samplers: Record<string, Listed> }} Rule
+ * @typedef {{ steps: number | null, sampler: string | null }} Ahead
  * @typedef {{ name: string, values?: Record<string, number> }} Cure a text of what to do where little is saved
  * @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null, exact: boolean, subject: Subject, step: number | null, paints: boolean, cure: Cure | null }} Prediction
  *   `paints`: whether there are steps that painting has a say in; `step`: seconds of a full step the last time
@@ -53,24 +55,24 @@ export function presetsBySpeed() {
 export function predict(node, painting, run, id) {
   const values = valuesOf(node);
   if (!rule || !values) return null;
-  const { steps } = samplingAhead(node);
+  const ahead = samplingAhead(node);
   const subject = subjectOf(node, values);
   const seen = seenBy(run, id, subject);
-  const plan = planOf(values, levelsOf(values, steps, seen), rule);
+  const plan = planOf(values, levelsOf(values, ahead, seen), rule);
   const keep = keptShare(values.keep_ratio, painting);
   const done = keep >= 1 ? plan.map((kind) => (isFull(kind) ? kind : "refresh")) : plan;
   const share = predictedShare(done, keep, rule.costs);
   const paints = plan.includes("selective");
   const covered = keep >= 1 && values.keep_ratio < 1 && paints;
-  const cure = covered ? { name: "paintedAll" } : 1 / share < LITTLE ? cureOf(values, done, seen) : null;
-  return { plan: done, share, steps: seen ? done.length : steps, exact: Boolean(seen), subject, step: times.steps.get(subject.cost) ?? null, paints, cure };
+  const cure = covered ? { name: "paintedAll" } : 1 / share < LITTLE ? cureOf(values, done, ahead, seen) : null;
+  return { plan: done, share, steps: seen ? done.length : ahead.steps, exact: Boolean(seen), subject, step: times.steps.get(subject.cost) ?? null, paints, cure };
 }
 
 /** How many times faster a run with a preset would be, by the plan. @param {any} node @param {string} preset @param {import("./runs.js").Run | null} run @param {string | null} id @returns {number | null} null where it is not known */
 export function presetFactor(node, preset, run, id) {
   const values = ofAccelerate(node, preset);
   if (!rule || !values || preset === CUSTOM) return null;
-  const plan = planOf(values, levelsOf(values, samplingAhead(node).steps, seenBy(run, id, subjectOf(node, values))), rule);
+  const plan = planOf(values, levelsOf(values, samplingAhead(node), seenBy(run, id, subjectOf(node, values))), rule);
   return 1 / predictedShare(plan, values.keep_ratio, rule.costs);
 }
 
@@ -89,11 +91,12 @@ function seenBy(run, id, subject) {
   return asked?.whole === subject.whole && asked.window === subject.window ? (run?.levels ?? null) : null;
 }
 
-/** @param {Record<string, any>} values @param {number | null} steps @param {import("./codec.js").Levels | null} seen @returns {import("./codec.js").Levels} */
-function levelsOf(values, steps, seen) {
+/** @param {Record<string, any>} values @param {Ahead} ahead @param {import("./codec.js").Levels | null} seen @returns {import("./codec.js").Levels} */
+function levelsOf(values, { steps, sampler }, seen) {
   const total = steps ?? USUAL_STEPS;
-  const window = /** @type {[number, number]} */ ([Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)]);
-  return seen ?? { progress: usualProgress(total), window, coarse: true, ...USUAL_SAMPLER };
+  const { full, ...limits } = rule?.samplers[sampler ?? ""] ?? { ...USUAL_SAMPLER, full: false };
+  const asked = [Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)];
+  return seen ?? { progress: usualProgress(total), window: /** @type {[number, number]} */ (full ? [0, 0] : asked), coarse: true, ...limits };
 }
 
 /** @param {Record<string, any>} values @param {import("./codec.js").Levels} levels @param {Rule} known */
@@ -103,19 +106,20 @@ function planOf(values, levels, { costs }) {
 
 // Where little is saved
 
-/** @param {Record<string, any>} values @param {import("./plan.js").Kind[]} plan @param {import("./codec.js").Levels | null} seen @returns {Cure} */
-function cureOf(values, plan, seen) {
+/** @param {Record<string, any>} values @param {import("./plan.js").Kind[]} plan @param {Ahead} ahead @param {import("./codec.js").Levels | null} seen @returns {Cure} */
+function cureOf(values, plan, ahead, seen) {
   if (values.speedup && values.speedup < LITTLE) return { name: "raiseSpeedup" };
   if (!values.speedup && values.refresh_interval === 1) return { name: "raiseInterval" };
   if (values.keep_ratio >= 1 && !values.skipped_steps) return { name: "lowerKeep" };
-  const enough = enoughSteps(values, plan.length, seen);
+  const enough = enoughSteps(values, plan.length, ahead, seen);
   return enough ? { name: "fewSteps", values: { steps: plan.length, full: plan.filter(isFull).length, enough } } : { name: "littleSaved" };
 }
 
-/** From how many steps on it pays. @param {Record<string, any>} values @param {number} steps @param {import("./codec.js").Levels | null} seen @returns {number | null} */
-function enoughSteps(values, steps, seen) {
+/** From how many steps on it pays. @param {Record<string, any>} values @param {number} steps @param {Ahead} ahead @param {import("./codec.js").Levels | null} seen @returns {number | null} */
+function enoughSteps(values, steps, { sampler }, seen) {
+  if (seen?.window[1] === 0) return null; // a sampler with which every step is computed
   for (let more = steps + 1; more <= MOST_STEPS; more += 1) {
-    const levels = { ...levelsOf(values, more, null), ...(seen && { skipped: seen.skipped, selective: seen.selective, reach: seen.reach, begins: seen.begins, coarse: seen.coarse }) };
+    const levels = { ...levelsOf(values, { steps: more, sampler }, null), ...(seen && { skipped: seen.skipped, selective: seen.selective, reach: seen.reach, begins: seen.begins, coarse: seen.coarse }) };
     const known = /** @type {Rule} */ (rule);
     if (1 / predictedShare(planOf(values, levels, known), values.keep_ratio, known.costs) >= PAYS) return more;
   }
