@@ -24,7 +24,7 @@ const MOST_STEPS = 60;
  * depends. `whole`: those and the noise levels, so all but our settings. `key`: everything, but seed and prompts.
  * @typedef {{ cost: string, whole: string, window: string, key: string }} Subject
  * @typedef {import("./budget.js").Sampler & { full: boolean }} Listed a sampler; `full`: whether every step is computed
- * @typedef {{ presets: Record<string, any>, costs: import("./plan.js").Costs, samplers: Record<string, Listed> }} Rule
+ * @typedef {{ presets: Record<string, any>, costs: import("./plan.js").Costs, samplers?: Record<string, Listed> }} Rule `samplers`: not from a server that was started before an update
  * @typedef {{ steps: number | null, sampler: string | null }} Ahead
  * @typedef {{ name: string, values?: Record<string, number> }} Cure a text of what to do where little is saved
  * @typedef {{ plan: import("./plan.js").Kind[], share: number, steps: number | null, exact: boolean, subject: Subject, step: number | null, paints: boolean, cure: Cure | null }} Prediction
@@ -94,7 +94,7 @@ function seenBy(run, id, subject) {
 /** @param {Record<string, any>} values @param {Ahead} ahead @param {import("./codec.js").Levels | null} seen @returns {import("./codec.js").Levels} */
 function levelsOf(values, { steps, sampler }, seen) {
   const total = steps ?? USUAL_STEPS;
-  const { full, ...limits } = rule?.samplers[sampler ?? ""] ?? { ...USUAL_SAMPLER, full: false };
+  const { full, ...limits } = rule?.samplers?.[sampler ?? ""] ?? { ...USUAL_SAMPLER, full: false };
   const asked = [Math.ceil(values.start_percent * total), Math.ceil(values.end_percent * total)];
   return seen ?? { progress: usualProgress(total), window: /** @type {[number, number]} */ (full ? [0, 0] : asked), coarse: true, ...limits };
 }
