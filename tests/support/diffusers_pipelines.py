@@ -192,15 +192,15 @@ def graph(root: Any, identity: bool = True) -> Counter[str]:
     Without `identity`: what is where, whether it is the same or made anew.
     """
     found: Counter[str] = Counter()
-    todo, seen = [("pipe", root)], set()
-    while todo:
-        path, value = todo.pop()
+    waiting, seen = [("pipe", root)], set()
+    while waiting:
+        path, value = waiting.pop()
         if id(value) in seen:
             continue
         if not isinstance(value, PLAIN):
             seen.add(id(value))
         found[f"{path} {_described(value) if identity else type(value)}"] += 1
-        todo += [(f"{path}.{name}", part) for name, part in _parts(value).items()]
+        waiting += [(f"{path}.{name}", part) for name, part in _parts(value).items()]
     return found
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from devtools.server import PACK_NAME
 from safe_dit_engine.presets import PRESETS
 
 from .conftest import QUEUE, Frontend, read_workflow
-from .graphs import fresh_seed, sampled
+from .graphs import fresh_seed, id_of, sampled
 from .widget import Widget, change, opened, place, roomy, shoot, take
 
 NODE = 4
@@ -24,6 +25,10 @@ PRESET_SHOWN = """() => document.querySelector('[data-node-id="4"]')?.innerText
     ?? app.graph.getNodeById(4).widgets.find((widget) => widget.name === 'preset')._displayValue"""
 SHORT = "Only {steps} steps: they lie so far apart that {steps} of them must be computed. This pays off from about {enough} steps."
 LITTLE = "Little or nothing is saved with these settings. Try another preset or another sampler."
+FORGET_SAMPLERS = """async (module) => {
+    const rule = await (await app.api.fetchApi("/safe_dit/rule")).json();
+    (await import(module)).learnRule({ ...rule, samplers: undefined });
+}"""
 CUT = "(part) => part.scrollHeight > part.clientHeight + 1 || part.scrollWidth > part.clientWidth + 1"
 
 
@@ -239,6 +244,28 @@ def test_samplers_before_any_run(page: Frontend, sampler: str, steps: int, begin
         sampled(page, steps=steps, sampler_name=sampler)
         widget.wait(lambda widget: f"step {steps} of {steps}" in widget.text())
         assert mend in cautions(widget), "the same sentence once it ran"
+
+
+def test_a_sampler_of_a_node_of_its_own(page: Frontend) -> None:
+    widget = opened(page, "four-nodes", "SafeDitSelectiveSampler")
+    assert headline(widget).startswith("about ")
+    change(page, int(id_of(page.serialize(), "KSamplerSelect")), "sampler_name", "euler_cfg_pp")
+    assert headline(widget).startswith("not faster") and LITTLE in cautions(widget)
+
+
+def test_a_sampler_that_the_page_does_not_know(page: Frontend) -> None:
+    """As with a server that was started before an update: what is usual until the first run, from then on what that run told."""
+    widget = opened(page)
+    page.page.evaluate(FORGET_SAMPLERS, f"/extensions/{PACK_NAME}/js/prediction.js")
+    try:
+        change(page, 7, "sampler_name", "euler_cfg_pp")
+        change(page, 7, "steps", 20)
+        assert headline(widget).startswith("about 2.") and cautions(widget) == ""
+        sampled(page, steps=20, sampler_name="euler_cfg_pp")
+        widget.wait(lambda widget: "step 20 of 20" in widget.text())
+        assert LITTLE in cautions(widget) and "pays off" not in cautions(widget)
+    finally:
+        page.open()
 
 
 def test_what_saves_nothing_by_hand_says_what_to_change(page: Frontend) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
 import torch
-
-from safe_dit_engine.steps.samplers import CAUTIOUS, SAMPLERS
 
 from .sentences import FAR, ONE_STEP
 
@@ -113,21 +110,3 @@ def test_the_window_goes_by_the_patched_model(custom: Any) -> None:
     first, kinds = custom.sample(model, sampler, steps=10), custom.kinds()
     assert torch.equal(custom.sample(model, sampler, steps=10), first)
     assert custom.kinds() == kinds and "s" in kinds
-
-
-def test_the_page_knows_every_sampler_in_the_list(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the names an artist chooses from; also one that another pack put there and ComfyUI itself cannot make."""
-    choices = importlib.import_module("comfy.samplers").KSampler
-    monkeypatch.setattr(choices, "SAMPLERS", [*choices.SAMPLERS, "of_another_pack"])
-    rows = importlib.import_module(f"{comfy.pack.__name__}.nodes.routes").rule_data()["samplers"]
-    assert list(rows) == list(choices.SAMPLERS)
-    assert rows["dpmpp_2m"] == {**SAMPLERS["sample_dpmpp_2m"].limits(), "full": False}
-    assert rows["uni_pc"] == {**SAMPLERS["sample_unipc"].limits(), "full": False}
-    assert rows["ddim"] == rows["euler"] and rows["of_another_pack"] == {**CAUTIOUS.limits(), "full": False}
-    assert {name for name, row in rows.items() if row["full"]} == {name for name in choices.SAMPLERS if runs_in_full(name)}
-
-
-def runs_in_full(name: str) -> bool:
-    """Whether the table has a reason against every skipped step, under the function's own name."""
-    row = SAMPLERS.get(f"sample_{name}") or SAMPLERS.get(f"{name}_function")
-    return row is not None and bool(row.full)
