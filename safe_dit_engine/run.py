@@ -69,8 +69,8 @@ class Run:
         self._started = time.perf_counter()
         self.latent = LatentShape(latent_shape[0], latent_shape[2:])
         asked, partitioning = config.schedule or ScheduleConfig(refresh_interval=1), config.partition or PartitionConfig()
-        schedule, window = sampler.limit(asked), (0, 0) if sampler.full else window
         progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
+        schedule, window = sampler.limit(asked), (0, 0) if sampler.full else window
         fit = _fit_of(config, module, latent_shape, backbones)
         self.backbone, self.parts = fit.backbone, parts
         no_coarse = why_not(self.latent.spatial, progress[0], parts, 1 if fit.backbone is None else fit.backbone.smallest)
@@ -89,7 +89,8 @@ class Run:
         self._nan: Tensor | None = None
         self.evaluation = Evaluation(self, 0, self.sigmas[0])
         if _asks_to_leave_out(config, self._keeps_less):
-            for sentence in what_is_missed(self.plan, asked, why_full(progress, sampler.why_full(asked), asked.spaced), no_coarse):
+            why = why_full(progress, sampler.why_full(asked, progress), asked.spaced)
+            for sentence in what_is_missed(self.plan, asked, why, no_coarse):
                 self.note(sentence)
         if self.tokens is not None:
             self.tokens.explain_painting(used=self.partial is not None and self.may_leave_out)

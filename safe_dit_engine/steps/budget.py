@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .plan import ScheduleConfig, StepKind, falls_through, plan_steps, predicted_share
+from .plan import ScheduleConfig, StepKind, ends_long, falls_through, plan_steps, predicted_share
 from .samplers import Sampler
 
 # Refresh interval, warm-up and early refresh of the plans that keep the picture, from the most work to the least.
@@ -30,9 +30,12 @@ WIDEST, FEW_WIDEST = 0.65, 0.4
 FREELY = 2
 # Above 1: gaps between full steps grow.
 GROWTH = 1.15
-# With samplers that begin late, which are of second order, fewer steps come so close that presets leave something out only where steps are
-# short: on the average of a run, and the two around a step that is left out (docs/experiments.md, part 26).
+# Where a run ends on long steps, and with samplers that begin late, which are of second order, fewer steps come so close that presets leave
+# something out only where steps are short: on the average of a run, and with these samplers the two around a step that is left out
+# (docs/experiments.md, part 26).
 SHORT_STEP, SHORT_PAIR = 0.0525, 0.125
+# Presets leave out several steps in a row only where these are at most so many times as long as the mean one.
+EVEN = 1.15
 
 
 def plan_run(
@@ -41,11 +44,13 @@ def plan_run(
     """The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps."""
     if schedule.speedup:
         return plan_budget(progress, schedule.speedup, sampler, coarse, window)
-    careful = bool(schedule.spaced and sampler.begins)
-    if careful and progress[-1] - progress[0] > SHORT_STEP * (len(progress) - 1):
+    schedule = schedule if coarse else replace(schedule, coarse_steps=0)
+    if not schedule.spaced:
+        return plan_steps(progress, warmup, schedule, window)
+    long = progress[-1] - progress[0] > SHORT_STEP * (len(progress) - 1)
+    if (sampler.begins and long) or (ends_long(progress) and (sampler.even or long)):
         schedule = replace(schedule, refresh_interval=1)
-    pair = SHORT_PAIR if careful else math.inf
-    return plan_steps(progress, warmup, schedule if coarse else replace(schedule, coarse_steps=0), window, sampler.begins, pair)
+    return plan_steps(progress, warmup, schedule, window, sampler.begins, SHORT_PAIR if sampler.begins else math.inf, EVEN)
 
 
 def what_is_missed(plan: Sequence[StepKind], schedule: ScheduleConfig, why_full: str, no_coarse: str | None) -> Iterator[str]:

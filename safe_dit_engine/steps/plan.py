@@ -14,6 +14,9 @@ MAX_SPEEDUP = 6.0
 REFERENCE_STEPS = 20
 # How far two cycles together may reach in progress: after a wide one, a full step that nothing is skipped behind.
 WIDEST_PAIR = 0.4
+# How long the last step may be beside the mean one before a run ends on long steps. Steps are even at a shift of 2; at 3, where single
+# pictures were lost, the last is half as long again (docs/experiments.md, part 26).
+LONG_END = 1.1
 
 
 class StepKind(str, Enum):
@@ -100,13 +103,15 @@ def plan_steps(
     window: tuple[int, int] | None = None,
     begins: float = 0.0,
     pair: float = math.inf,
+    even: float = math.inf,
 ) -> tuple[StepKind, ...]:
     """Kinds of the steps of a run between the noise levels `progress` (levels.py), one more than there are steps.
 
     `window` is the half-open range of step indices that may be skipped or selective (default: all). Warm-up lasts `warmup` steps, or until
     the window opens if that is later; where the plan is spaced, nothing is left out before the share `begins` of the steps or of the
-    progress, whichever comes first, nor a step into and out of which the progress is more than `pair`. The last step of a run is a
-    refresh, and so is every step into or out of which the noise level does not fall.
+    progress, whichever comes first, nor a step into and out of which the progress is more than `pair`, nor several in a row where these
+    steps are more than `even` times as long as the mean one. The last step of a run is a refresh, and so is every step into or out of which
+    the noise level does not fall.
     """
     total = len(progress) - 1
     first, last = window if window is not None else (0, total)
@@ -124,7 +129,7 @@ def plan_steps(
             break
         most = min(length, schedule.refresh_interval) - 1
         steps = range(full + 1, min(full + 1 + most, closes))
-        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced, pair))
+        kinds += _cycle(schedule, _room(progress, max(before, 0), max(full, 0), steps, schedule.spaced, pair, even))
         before, full = full, len(kinds) - 1
     return _worthwhile(_evened(tuple(kinds[:total]), progress, closes)) if schedule.spaced else tuple(kinds[:total])
 
@@ -184,6 +189,12 @@ def why_full(progress: Sequence[float], sampler: str, spaced: float) -> str:
     return f"with {steps} steps they lie so far apart that leaving one out may cost more than asking for fewer"
 
 
+def ends_long(progress: Sequence[float]) -> bool:
+    """Whether the last step of a run is long beside the mean one, as with a high shift."""
+    whole, last = progress[-1] - progress[0], progress[-1] - progress[-2:][0]
+    return last * (len(progress) - 1) > LONG_END * whole > 0.0
+
+
 def falls_through(progress: Sequence[float], step: int) -> bool:
     """Whether the noise level falls both into and out of a step."""
     return 0 < step < len(progress) - 1 and progress[step - 1] < progress[step] < progress[step + 1]
@@ -202,12 +213,14 @@ def _lengths(schedule: ScheduleConfig, steps: int) -> Iterator[int]:
     return itertools.chain(growing, itertools.repeat(interval))
 
 
-def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: float, pair: float) -> int:
+def _room(progress: Sequence[float], before: int, full: int, steps: range, spaced: float, pair: float, even: float) -> int:
     """How many of the `steps` need not be computed in full after the `full` one, which follows the one `before`."""
     furthest = progress[before] + WIDEST_PAIR + 1e-6 if spaced else math.inf
+    mean = (progress[-1] - progress[0]) / (len(progress) - 1)
 
     def fits(step: int) -> bool:
-        near = progress[step + 1] <= min(furthest, progress[step - 1] + pair + 1e-6)
+        row = math.inf if step == full + 1 else progress[full] + even * mean * (step + 1 - full)
+        near = progress[step + 1] <= min(furthest, progress[step - 1] + pair + 1e-6, row + 1e-6)
         return near and reaches(progress, full, step, spaced)
 
     return sum(itertools.takewhile(bool, map(fits, steps)))

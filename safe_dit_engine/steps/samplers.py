@@ -5,15 +5,17 @@ Evidence: docs/benchmarks/samplers.md, docs/experiments.md, part 26.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .plan import ScheduleConfig
+from .plan import ScheduleConfig, ends_long
 
 ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that were not computed would mislead it"
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
 FEWER = "may come closer to the full run with fewer steps than with this preset"
+LONG = "may come closer with fewer steps where the last ones are long, as with a high shift; `speedup` saves all the same"
 
 # Presets that begin early hardly follow the line, which is no guide there; where the sampler makes them begin later, they follow it as
 # `balanced` does.
@@ -30,8 +32,9 @@ class Sampler:
     predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
-    of the progress, whichever comes first, before which they leave nothing out. Samplers of second order begin late; with them presets are
-    careful with long steps as well (budget.py).
+    of the progress, whichever comes first, before which they leave nothing out; `even`: whether they leave something out only where the
+    last step is no longer than others. Samplers of second order begin late; with them presets are careful with long steps as well
+    (budget.py).
     """
 
     evaluations: int = 1
@@ -44,6 +47,7 @@ class Sampler:
     selective: int = 1
     reach: float = 1.0
     begins: float = 0.0
+    even: bool = False
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
@@ -57,11 +61,14 @@ class Sampler:
 
     def limits(self) -> dict[str, float]:
         """What presets may do, by name: what the page plans by (web/js/budget.js)."""
-        return {name: getattr(self, name) for name in ("skipped", "selective", "reach", "begins")}
+        return {name: getattr(self, name) for name in ("skipped", "selective", "reach", "begins", "even")}
 
-    def why_full(self, schedule: ScheduleConfig) -> str:
-        """Why it leaves nothing out, as the end of a sentence that begins with the sampler; empty if that is not the sampler's doing."""
-        return self.full or (FEWER if self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval else "")
+    def why_full(self, schedule: ScheduleConfig, progress: Sequence[float]) -> str:
+        """Why it leaves nothing out of a run between these levels, as the end of a sentence that begins with the sampler; empty if that is
+        not the sampler's doing."""
+        if self.full or self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval:
+            return self.full or FEWER
+        return LONG if schedule.spaced and self.even and ends_long(progress) else ""
 
 
 # For samplers that are not in the table: the last prediction is reused, once, and nothing is taken for granted of what becomes of it.
@@ -85,7 +92,7 @@ SAMPLERS = {
     "sample_dpmpp_2s_ancestral_cfg_pp": Sampler(evaluations=2, stochastic=True, full=PARTS),
     "sample_dpmpp_sde": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
     "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
-    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25),
+    "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25, even=True),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
@@ -98,11 +105,11 @@ SAMPLERS = {
     "sample_ipndm": Sampler(memory=3),
     "sample_ipndm_v": Sampler(memory=3),
     "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
-    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25),
+    "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25, even=True),
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
-    "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True, selective=0),
+    "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True, selective=0, even=True),
     "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),
     "sample_er_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
     "sample_seeds_2": Sampler(evaluations=2, stochastic=True),

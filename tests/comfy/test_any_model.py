@@ -14,8 +14,8 @@ from torch import Tensor
 from ..support.families import FAMILIES, Family, configured
 from .test_backbones import TinyFamily
 
-STEPS = 16  # so many that a preset leaves some out
-WHOLE = {"warmup": 4, "refresh": 7, "skipped": 5}
+STEPS = 20  # so many that a preset leaves some out
+WHOLE = {"warmup": 4, "refresh": 8, "skipped": 8}
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
 
 

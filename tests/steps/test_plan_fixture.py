@@ -35,7 +35,7 @@ def cases() -> list[dict[str, Any]]:
         schedule["spaced"] = index % 5 != 0
         keep = (0.1, 0.25, 1.0)[index % 3]
         limits = {"skipped": (3, 0, 1, 2)[index // 4 % 4], "selective": index // 4 % 3, "reach": (1.0, 0.75)[index % 7 % 2]}
-        sampler = {**limits, "begins": (0.0, 0.25, 0.0, 0.6)[index // 3 % 4]}
+        sampler = {**limits, "begins": (0.0, 0.25, 0.0, 0.6)[index // 3 % 4], "even": index // 5 % 3 == 1}
         schedule["coarse_steps"] = (0, 0, 0, 1, 5)[index % 5]
         asked = {"progress": progress, "warmup": warmup, "schedule": schedule, "window": window, "coarse": index % 4 != 1}
         found.append({**asked, "keep_ratio": keep, "sampler": sampler})
@@ -50,7 +50,7 @@ def budgets(runs: list[tuple[float, ...]]) -> list[dict[str, Any]]:
     for run, speedup, (skipped, selective, reach, begins) in itertools.product(longer, (1.0, 1.2, 1.35, 2.0, 3.0, 5.0, 6.0), samplers):
         total = len(run) - 1
         asked = {"progress": [round(level, 6) for level in run], "warmup": 4, "schedule": {"speedup": speedup}, "window": (0, total)}
-        sampler = {"skipped": skipped, "selective": selective, "reach": reach, "begins": begins}
+        sampler = {"skipped": skipped, "selective": selective, "reach": reach, "begins": begins, "even": begins > 0.0}
         found.append({**asked, "keep_ratio": 1.0, "sampler": sampler, "coarse": (total + skipped) % 4 != 1})
     return found
 

@@ -6,7 +6,7 @@ import { fallsThrough, limited, planSteps, predictedShare } from "./plan.js";
  * @typedef {import("./plan.js").Kind} Kind
  * @typedef {import("./plan.js").Schedule} Schedule
  * @typedef {import("./plan.js").Costs} Costs
- * @typedef {{ skipped: number, selective: number, reach: number, begins: number }} Sampler
+ * @typedef {{ skipped: number, selective: number, reach: number, begins: number, even: boolean }} Sampler
  */
 
 /** Refresh interval, warm-up and early refresh of the plans that keep the picture. @type {readonly [number, number, boolean][]} */
@@ -26,8 +26,10 @@ const TINY = 1e-6;
 const GROWTH = 1.15;
 const SHORT_STEP = 0.0525;
 const SHORT_PAIR = 0.125;
+const EVEN = 1.15;
+const LONG_END = 1.1;
 /** Of a sampler that is not known yet. @type {Sampler} */
-export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0 };
+export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0, even: false };
 
 /**
  * The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps.
@@ -43,10 +45,14 @@ export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0 };
 export function planRun(progress, warmup, schedule, sampler, window, coarse, costs) {
   if (schedule.speedup) return planBudget(progress, schedule.speedup, sampler, window, coarse, costs);
   const asked = limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler);
+  if (!asked.spaced) return planSteps(progress, warmup, asked, window);
   const steps = progress.length - 1;
-  const careful = Boolean(asked.spaced && sampler.begins);
-  const long = careful && progress[steps] - progress[0] > SHORT_STEP * steps;
-  return planSteps(progress, warmup, long ? { ...asked, refresh_interval: 1 } : asked, window, sampler.begins, careful ? SHORT_PAIR : Infinity);
+  const whole = progress[steps] - progress[0];
+  const long = whole > SHORT_STEP * steps;
+  const endsLong = whole > 0 && (progress[steps] - progress[steps - 1]) * steps > LONG_END * whole;
+  const none = (sampler.begins > 0 && long) || (endsLong && (sampler.even || long));
+  const planned = none ? { ...asked, refresh_interval: 1 } : asked;
+  return planSteps(progress, warmup, planned, window, sampler.begins, sampler.begins ? SHORT_PAIR : Infinity, EVEN);
 }
 
 /**

@@ -4,7 +4,7 @@ import { KINDS } from "./plan.js";
 
 /** @typedef {import("./plan.js").Kind} Kind */
 /** @typedef {{ step: number, kind: Kind, rows: [number, number], ms: number, k: number | null, mask: Uint8Array | null }} Evaluation */
-/** Noise levels of a run, the steps that need not be computed in full, and what its sampler lets presets do; whether the latent is large enough for coarse steps. @typedef {{ progress: number[], window: [number, number], skipped: number, selective: number, reach: number, begins: number, coarse: boolean }} Levels */
+/** Noise levels of a run, the steps that need not be computed in full, and what its sampler lets presets do; whether the latent is large enough for coarse steps. @typedef {{ progress: number[], window: [number, number], skipped: number, selective: number, reach: number, begins: number, even: boolean, coarse: boolean }} Levels */
 /** @typedef {{ w: number, h: number, total: number, sens: Uint8Array | null, cache: number, masks: number[] | null, levels: Levels | null }} Header */
 
 export const VERSION = 1;
@@ -121,9 +121,9 @@ function readHeader(data) {
 
 /** @param {any} data @returns {Levels | null} */
 function levelsOf({ levels, total }) {
-  const { progress, window, skipped, selective, reach, begins, coarse } = levels ?? {};
+  const { progress, window, skipped, selective, reach, begins, even, coarse } = levels ?? {};
   const believed = Array.isArray(progress) && progress.length === total + 1 && progress.every((level) => Number.isFinite(level)) && isPair(window);
-  return believed && isCount(skipped, MOST_STEPS) && isCount(selective, MOST_STEPS) && Number.isFinite(reach) ? { progress, window, skipped, selective, reach, begins: Number(begins) || 0, coarse: Boolean(coarse) } : null;
+  return believed && isCount(skipped, MOST_STEPS) && isCount(selective, MOST_STEPS) && Number.isFinite(reach) ? { progress, window, skipped, selective, reach, begins: Number(begins) || 0, even: Boolean(even), coarse: Boolean(coarse) } : null;
 }
 
 /** @param {any} data */

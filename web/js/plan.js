@@ -27,9 +27,10 @@ const TINY = 1e-6;
  * @param {readonly [number, number]} [window]
  * @param {number} [begins] share of the steps or of the progress before which nothing is left out
  * @param {number} [pair] the most progress into and out of a step that is left out
+ * @param {number} [even] how long steps that are left out in a row may be, beside the mean one
  * @returns {Kind[]}
  */
-export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1], begins = 0, pair = Infinity) {
+export function planSteps(progress, warmup, schedule, window = [0, progress.length - 1], begins = 0, pair = Infinity, even = Infinity) {
   const total = progress.length - 1;
   const least = Math.min(Math.ceil(begins * total), 1 + stepsBefore(progress, begins));
   const warm = schedule.spaced ? Math.max(least, Math.min(warmup, 1 + stepsBefore(progress, warmup / REFERENCE_STEPS))) : warmup;
@@ -45,7 +46,7 @@ export function planSteps(progress, warmup, schedule, window = [0, progress.leng
     const length = index < short ? 2 + Math.floor((index * (interval - 2)) / short) : interval;
     const most = Math.min(length, interval) - 1;
     const end = Math.min(full + 1 + most, closes);
-    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0), pair)));
+    kinds.push(...cycle(schedule, room(progress, Math.max(before, 0), Math.max(full, 0), full + 1, end, Number(schedule.spaced ?? 0), pair, even)));
     [before, full] = [full, kinds.length - 1];
   }
   return schedule.spaced ? worthwhile(evened(kinds.slice(0, total), progress, closes)) : kinds.slice(0, total);
@@ -100,6 +101,20 @@ export function usualProgress(steps) {
   return Array.from({ length: steps + 1 }, (_, index) => (2 * index) / (2 * index + shift * (steps - index)));
 }
 
+/**
+ * Progress of a run of so many steps with levels that lie as these do.
+ * @param {readonly number[]} progress
+ * @param {number} steps
+ */
+export function stretched(progress, steps) {
+  const last = progress.length - 1;
+  return Array.from({ length: steps + 1 }, (_, index) => {
+    const place = Math.min((index * last) / steps, last - TINY);
+    const before = Math.floor(place);
+    return progress[before] + (place - before) * (progress[before + 1] - progress[before]);
+  });
+}
+
 /** Steps, but for the first, that lie before a level. @param {readonly number[]} progress @param {number} level */
 function stepsBefore(progress, level) {
   const found = progress.slice(1, -1).findIndex((reached) => reached >= level - TINY);
@@ -120,10 +135,13 @@ export function fallsThrough(progress, step) {
  * @param {number} end
  * @param {number} spaced
  * @param {number} pair
+ * @param {number} even
  */
-function room(progress, before, full, first, end, spaced, pair) {
+function room(progress, before, full, first, end, spaced, pair, even) {
+  const last = progress.length - 1;
   const widest = spaced * Math.min(0.25, 0.07 + 0.435 * progress[full]) + TINY;
-  const near = (/** @type {number} */ step) => progress[step + 1] - progress[full] <= widest && progress[step + 1] <= Math.min(progress[before] + WIDEST_PAIR, progress[step - 1] + pair) + TINY;
+  const row = (/** @type {number} */ step) => (step > first ? progress[full] + ((even * (progress[last] - progress[0])) / last) * (step + 1 - full) : Infinity);
+  const near = (/** @type {number} */ step) => progress[step + 1] - progress[full] <= widest && progress[step + 1] <= Math.min(progress[before] + WIDEST_PAIR, progress[step - 1] + pair, row(step)) + TINY;
   let step = first;
   while (step < end && fallsThrough(progress, step) && (!spaced || near(step))) step += 1;
   return step - first;

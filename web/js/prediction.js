@@ -3,7 +3,7 @@
 import { USUAL_SAMPLER, planRun } from "./budget.js";
 import { effective, partner, samplingAhead } from "./comfy.js";
 import { countsOf, keptTokens } from "./painting.js";
-import { isFull, predictedShare, usualProgress } from "./plan.js";
+import { isFull, predictedShare, stretched, usualProgress } from "./plan.js";
 import { Times } from "./times.js";
 
 export const ACCELERATE = "SafeDitAccelerate";
@@ -112,6 +112,7 @@ function cureOf(values, plan, ahead, seen) {
   if (!values.speedup && values.refresh_interval === 1) return { name: "raiseInterval" };
   if (values.keep_ratio >= 1 && !values.skipped_steps) return { name: "lowerKeep" };
   const enough = enoughSteps(values, plan.length, ahead, seen);
+  if (!enough && !seen && values.spaced && levelsOf(values, ahead, null).even) return { name: "evenSteps" };
   return enough ? { name: "fewSteps", values: { steps: plan.length, full: plan.filter(isFull).length, enough } } : { name: "littleSaved" };
 }
 
@@ -119,7 +120,8 @@ function cureOf(values, plan, ahead, seen) {
 function enoughSteps(values, steps, { sampler }, seen) {
   if (seen?.window[1] === 0) return null; // a sampler with which every step is computed
   for (let more = steps + 1; more <= MOST_STEPS; more += 1) {
-    const levels = { ...levelsOf(values, { steps: more, sampler }, null), ...(seen && { skipped: seen.skipped, selective: seen.selective, reach: seen.reach, begins: seen.begins, coarse: seen.coarse }) };
+    const usual = levelsOf(values, { steps: more, sampler }, null);
+    const levels = seen ? { ...seen, progress: stretched(seen.progress, more), window: usual.window } : usual;
     const known = /** @type {Rule} */ (rule);
     if (1 / predictedShare(planOf(values, levels, known), values.keep_ratio, known.costs) >= PAYS) return more;
   }

@@ -11,7 +11,7 @@ import torch
 
 from ..conftest import InProcessComfy, TinyNextDiT
 
-STEPS = 16  # so many that a preset leaves some out
+STEPS = 20  # so many that a preset leaves some out
 WHOLE_STEPS = ["quality", "balanced", "fast", "draft"]
 UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.45, "early_refresh": False}
 

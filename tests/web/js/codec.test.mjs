@@ -54,7 +54,7 @@ test("resizing takes the nearest", () => {
 });
 
 test("noise levels are believed whole or not at all", () => {
-  const levels = { progress: [0, 0.5, 1], window: [0, 2], skipped: 2, selective: 1, reach: 0.75, begins: 0.25, coarse: true };
+  const levels = { progress: [0, 0.5, 1], window: [0, 2], skipped: 2, selective: 1, reach: 0.75, begins: 0.25, even: true, coarse: true };
   const header = (/** @type {any} */ changed) => readStep({ ...message, total: 2, step: 1, levels: { ...levels, ...changed } })?.header.levels;
   assert.deepEqual(header({}), levels);
   assert.equal(header({ begins: undefined })?.begins, 0, "a record of before samplers had it");

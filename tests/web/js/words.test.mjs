@@ -63,7 +63,7 @@ test("sentences of a run are amber where it did something else than asked or pla
 test("what is painted for nothing, and what to change where little is saved", () => {
   assert.match(cautions(facts({ prediction: plan, painted: true }))[0], /^What is painted has no effect/);
   const cure = { name: "fewSteps", values: { steps: 4, full: 4, enough: 12 } };
-  assert.match(cautions(facts({ prediction: { ...plan, cure } }))[0], /^Only 4 steps: .* from about 12 steps\.$/);
+  assert.match(cautions(facts({ prediction: { ...plan, cure } }))[0], /^Only 4 steps: .* from about 12 steps, or with preset speedup\.$/);
   assert.match(stepLine(whole(), 1), /^step 2 of 4/);
 });
 
