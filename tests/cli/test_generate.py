@@ -29,7 +29,7 @@ from ..support.diffusers_pipelines import BLOCKS, WIDTH, euler, flux_transformer
 ROOT = Path(__file__).resolve().parents[2]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PROMPT = "a red circle"
-STEPS = 16
+STEPS = 20
 # Flux packs two latents to a side; PixArt takes the nearest of the sizes it was trained with.
 SIZES = {"flux": (160, 128), "pixart": (256, 256)}
 DRAWN = ["sd3", "flux", "flux, true cfg", "lumina-next", "pixart", "lumina2", "z-image", "qwen"]
@@ -105,8 +105,8 @@ def pixels(path: Path) -> np.ndarray:
 
 # What presets make of the noise levels that each pipeline gives its scheduler, a letter a step.
 PLANS = {
-    "balanced": {"flux": "wwrr-r--r--r--rr", "pixart": "wwww-rr-r-r-r-rr"},
-    "paper": {name: "wwrrrsrsrsrsrsrr" for name in DRAWN} | {"sd3": "wwwwrsrsrsrsrsrr", "pixart": "wwwwrrrrrsrsrsrr"},
+    "balanced": {"flux": "wwwr-r--r--r--r--r-r", "pixart": "wwww-r-r-r-r-r-r-r-r"},
+    "paper": {name: "wwwrrsrsrsrsrsrsrsrr" for name in DRAWN} | {"sd3": "wwwwsrsrsrsrsrsrsrsr", "pixart": "wwwwsrrrrsrsrsrsrsrr"},
 }
 
 

@@ -76,7 +76,7 @@ EXPRESS = (
     f"No step is coarse, because {coarse.TOO_SMALL.format(coarse.MIN_EDGE)}.",
     "Every step is computed, so nothing is saved: the settings leave no step for it.",
 )
-TWENTY = {"warmup": 4, "skipped": 10, "refresh": 6}
+TWENTY = {"warmup": 4, "skipped": 9, "refresh": 7}
 # Selective steps whatever the noise schedule and the sampler of a graph.
 SELECTIVE: dict[str, Any] = {
     "preset": "custom", "keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False,
@@ -88,11 +88,11 @@ EXPECTED = {
     "flux": Expected("Flux", TWENTY),
     "focus-words": Expected("Flux", {"warmup": 4, "selective": 10, "refresh": 6}, masks=""),
     "sd35": Expected("SD3", TWENTY),
-    "controlnet": Expected("SD3", {"warmup": 4, "skipped": 17, "refresh": 11}),
+    "controlnet": Expected("SD3", {"warmup": 4, "skipped": 16, "refresh": 12}),
     "z-image": Expected("NextDiT", {"warmup": 2, "refresh": 6}, text=96, notes=EXPRESS),  # padded to a multiple of 32
     "qwen-image": Expected("Qwen-Image", TWENTY),
-    "lens": Expected("Lens", TWENTY, masks="20 of 20 attention calls carried a mask: 20 elided"),
-    "wan-video": Expected("Wan", {"warmup": 4, "skipped": 16, "refresh": 10}, text=0, frames=2),
+    "lens": Expected("Lens", {"warmup": 4, "skipped": 10, "refresh": 6}, masks="20 of 20 attention calls carried a mask: 20 elided"),
+    "wan-video": Expected("Wan", {"warmup": 4, "skipped": 15, "refresh": 11}, text=0, frames=2),
 }
 NAMES = sorted(EXPECTED)
 
@@ -226,7 +226,7 @@ def test_video_runs_in_the_page(kept_frontend: Frontend, errors_without_us: froz
     """The player, and a map for each frame, without an error and without a node over another."""
     workflow = kept_frontend.load_file("wan-video")
     kept_frontend.page.evaluate(PUT_CLIP, TEXT_WIDTH)
-    kept_frontend.set_widgets(**SMALL, steps=STEPS, preset="paper")
+    kept_frontend.set_widgets(**SMALL, steps=20, preset="paper")
     run = kept_frontend.queue()
     assert run.ended == "execution_success", run.detail
     sampler = id_of(workflow, "KSampler")
@@ -384,7 +384,7 @@ def test_compare_shows_the_full_run(gallery: Gallery, name: str) -> None:
 
 
 def test_the_control_image_acts_in_selective_steps(gallery: Gallery) -> None:
-    steered, free = (gallery.run("controlnet", steps=STEPS, preset="paper", strength=strength) for strength in (0.66, 0.0))
+    steered, free = (gallery.run("controlnet", steps=20, preset="paper", strength=strength) for strength in (0.66, 0.0))
     assert "selective" in steered.kinds
     assert np.abs(steered.pixels - free.pixels).mean() > 1
 

@@ -282,6 +282,7 @@ def test_an_older_workflow_keeps_its_values(page: Frontend, name: str) -> None:
 def test_a_setting_without_selective_steps_says_so(page: Frontend) -> None:
     """It is not lost either: under the balanced preset it is kept, and seen where one asks for the map."""
     widget = painted(page)
+    change(page, 7, "steps", 20)
     assert "What is painted has no effect" not in widget.text()
     text = stored(page)
     change(page, 4, "preset", "balanced")
@@ -293,6 +294,7 @@ def test_a_setting_without_selective_steps_says_so(page: Frontend) -> None:
     (note,) = run.outputs["8"]["safe_dit"][0]["notes"]
     assert note.startswith("What was painted on the map has no effect: no step of this run computes a part of the tokens.")
     change(page, 4, "preset", "paper")
+    change(page, 7, "steps", 20)
     page.load({**page.serialize(), "id": str(uuid.uuid4())})
     widget.wait(Widget.connected)
     assert "What is painted has no effect" not in widget.text()
