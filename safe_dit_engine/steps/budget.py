@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from .levels import BEGIN
 from .plan import ScheduleConfig, StepKind, ends_long, falls_through, plan_steps, predicted_share
 from .samplers import Sampler
 
@@ -30,9 +31,9 @@ WIDEST, FEW_WIDEST = 0.65, 0.4
 FREELY = 2
 # Above 1: gaps between full steps grow.
 GROWTH = 1.15
-# Where a run ends on long steps, and with samplers that begin late, which are of second order, fewer steps come so close that presets leave
-# something out only where steps are short: on the average of a run, and with these samplers the two around a step that is left out
-# (docs/experiments.md, part 26).
+# Where a run from noise ends on long steps, and with samplers that begin late, which are of second order, fewer steps come so close that
+# presets leave something out only where steps are short: on the average of a run, and with these samplers the two around a step that is
+# left out (docs/experiments.md, part 26). The second part of a split run has long steps for its length, but its picture is laid out.
 SHORT_STEP, SHORT_PAIR = 0.0525, 0.125
 # Presets leave out several steps in a row only where these are at most so many times as long as the mean one.
 EVEN = 1.15
@@ -48,7 +49,7 @@ def plan_run(
     if not schedule.spaced:
         return plan_steps(progress, warmup, schedule, window)
     long = progress[-1] - progress[0] > SHORT_STEP * (len(progress) - 1)
-    if (sampler.begins and long) or (ends_long(progress) and (sampler.even or long)):
+    if (sampler.begins and long) or (ends_long(progress) and (sampler.even or (long and progress[0] <= BEGIN))):
         schedule = replace(schedule, refresh_interval=1)
     return plan_steps(progress, warmup, schedule, window, sampler.begins, SHORT_PAIR if sampler.begins else math.inf, EVEN)
 

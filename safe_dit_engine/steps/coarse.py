@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .levels import BEGIN
+
 # Share of the image tokens that a coarse step computes.
 SHARE = 0.25
 # On half of so many latent pixels a side models still draw something; on fewer, some fail (PixArt).
 MIN_EDGE = 64
 
-# Progress up to which a run begins in noise: the picture that a later one begins with would lose its detail.
-BEGIN = 0.05
 
 LATE = "the run does not begin in noise, and what it begins with would lose its detail"
 TOO_SMALL = "the picture is smaller than {0} x {0} latent pixels"

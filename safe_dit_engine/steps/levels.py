@@ -7,6 +7,8 @@ from collections.abc import Sequence
 # On this scale the steps of the demo model's own schedule are even. The signal-to-noise ratio alone decides, so a model's shift, or another
 # way to count noise, changes where steps lie and not what a place means.
 REFERENCE_SHIFT = 2.0
+# Progress up to which a run begins in noise: a later one begins with a picture.
+BEGIN = 0.05
 
 
 def progress_of(signal: float, noise: float) -> float:

@@ -120,6 +120,16 @@ def test_the_second_part_of_a_split_run_does_not_warm_up_again() -> None:
     assert kinds(plan_steps(whole[:11], 4, schedule)) == "wwww-r-r-r"
 
 
+@pytest.mark.parametrize("shift", [3.0, 6.0, 8.0])
+@pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "draft"])
+def test_both_parts_of_a_split_run_leave_something_out_at_any_shift(preset: str, shift: float) -> None:
+    """Of 20 steps as of Wan's two models: the second part alone has long steps for its length."""
+    whole = even_progress(20, shift)
+    split = [kinds(plan_of(preset, part)) for part in (whole[:11], whole[10:])]
+    assert all("-" in part and part[-1] == "r" for part in split), split
+    assert sum(part.count("-") for part in split) >= kinds(plan_of(preset, whole)).count("-") - 2, split
+
+
 def test_warm_up_is_no_longer_than_in_a_run_of_twenty_steps() -> None:
     steps = [kinds(plan_steps(even_progress(total), 4, ScheduleConfig(2, spaced=True))).count("w") for total in (8, 10, 12, 20, 30, 50)]
     assert steps == [2, 2, 3, 4, 4, 4]

@@ -28,6 +28,7 @@ const SHORT_STEP = 0.0525;
 const SHORT_PAIR = 0.125;
 const EVEN = 1.15;
 const LONG_END = 1.1;
+const BEGIN = 0.05;
 /** Of a sampler that is not known yet. @type {Sampler} */
 export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0, even: false };
 
@@ -50,7 +51,7 @@ export function planRun(progress, warmup, schedule, sampler, window, coarse, cos
   const whole = progress[steps] - progress[0];
   const long = whole > SHORT_STEP * steps;
   const endsLong = whole > 0 && (progress[steps] - progress[steps - 1]) * steps > LONG_END * whole;
-  const none = (sampler.begins > 0 && long) || (endsLong && (sampler.even || long));
+  const none = (sampler.begins > 0 && long) || (endsLong && (sampler.even || (long && progress[0] <= BEGIN)));
   const planned = none ? { ...asked, refresh_interval: 1 } : asked;
   return planSteps(progress, warmup, planned, window, sampler.begins, sampler.begins ? SHORT_PAIR : Infinity, EVEN);
 }
