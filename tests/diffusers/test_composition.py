@@ -22,8 +22,8 @@ from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.painting import CONTEXT
 from safe_dit_engine.tokens.partition import PartitionConfig
 
-from ..support.diffusers_pipelines import FAMILIES, MANY, STEPS, Tiny, euler, graph, noise, selective, text, tiny_of, weighted
-from .test_host import TOLERANCE, differences, shown, skip_more
+from ..support.diffusers_pipelines import FAMILIES, MANY, STEPS, Tiny, euler, graph, lets_skip, noise, selective, text, tiny_of, weighted
+from .test_host import TOLERANCE, differences, shown
 
 UNREAD = "The model's attention could not be read; the map comes from the guidance signal alone."
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def adapted(tiny: Tiny, fused: bool) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lora(name: str, fused: bool, record_property: Callable[[str, object], None]) -> None:
     tiny = tiny_of(name)
-    skip_more(tiny)
+    lets_skip(tiny)
     without = tiny.sample()
     adapted(tiny, fused)
     assert not torch.equal(tiny.sample(), without)

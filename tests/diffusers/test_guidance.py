@@ -17,8 +17,7 @@ from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.partition import PartitionConfig, Signal
 
-from ..support.diffusers_pipelines import HEIGHT, MANY, SIDE, STEPS, Tiny, noise, selective, tiny_of
-from .test_host import skip_more
+from ..support.diffusers_pipelines import HEIGHT, MANY, SIDE, STEPS, Tiny, lets_skip, noise, selective, tiny_of
 
 # How each pipeline is told its scale, and what a scale of 3 in uncond + scale * (cond - uncond) is there.
 OWN = {
@@ -135,7 +134,7 @@ def test_skip_layer_guidance_keeps_the_pipelines_scale() -> None:
 @pytest.mark.parametrize("kind", ["selective", "skipped"])
 def test_with_selective_and_skipped_steps(guided: Tiny, kind: str) -> None:
     """SAFE+SW: with the pipeline's own scale it is SAFE-Core; with another one it is not."""
-    skip_more(guided)
+    lets_skip(guided)
     core = selective() if kind == "selective" else preset("balanced")
     with apply(guided.pipe, core):
         expected = guided.sample(num_inference_steps=MANY)

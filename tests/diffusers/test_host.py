@@ -29,7 +29,21 @@ from safe_dit_engine.steps.plan import ScheduleConfig
 from safe_dit_engine.tokens.focus import FocusRequest
 from safe_dit_engine.tokens.partition import PartitionConfig
 
-from ..support.diffusers_pipelines import FAMILIES, MANY, STEPS, TEXT, WIDTH, Tiny, counted, euler, graph, noise, selective, tiny_of
+from ..support.diffusers_pipelines import (
+    FAMILIES,
+    MANY,
+    STEPS,
+    TEXT,
+    WIDTH,
+    Tiny,
+    counted,
+    euler,
+    graph,
+    lets_skip,
+    noise,
+    selective,
+    tiny_of,
+)
 
 Record = Callable[[str, object], None]
 # Where a row's product has another size, it rounds differently: one unit in the last place of float32, next to values of 1 to 10.
@@ -190,15 +204,9 @@ def test_the_negative_prompt_does_not_make_the_map(name: str) -> None:
 # Skipped steps
 
 
-def skip_more(tiny: Tiny) -> None:
-    """Another scheduler where presets leave nothing out with the pipeline's own (test_a_scheduler_that_wants_even_steps)."""
-    if isinstance(tiny.pipe.scheduler, diffusers.DPMSolverMultistepScheduler):
-        tiny.pipe.scheduler = diffusers.EulerDiscreteScheduler()
-
-
 @pytest.mark.parametrize("name", [name for name, values in PRESETS.items() if name != "paper" and not values.schedule.speedup])
 def test_presets_skip_whole_steps(tiny: Tiny, name: str) -> None:
-    skip_more(tiny)
+    lets_skip(tiny)
     plain = tiny.sample(num_inference_steps=MANY)
     with apply(tiny.pipe, name) as safe:
         with counted(tiny.pipe) as ran:

@@ -41,6 +41,16 @@ def test_less_work_where_it_can_be(steps: int, speedup: float) -> None:
     assert least <= cost <= most == 1.0
 
 
+@pytest.mark.parametrize("shift", [3.0, 6.0])
+def test_the_dial_leaves_steps_out_where_presets_do_not(shift: float) -> None:
+    """Where a run ends on long steps; without a coarse step, so the picture is kept (docs/limits.md)."""
+    dpmpp_2m = plan_budget(even_progress(20, shift), 1.5, SAMPLERS["sample_dpmpp_2m"], True)
+    twelve, sixteen = (letters(steps, 1.5, shift) for steps in (12, 16))
+    counts = [plan.count("-") for plan in (twelve, sixteen, "".join(kind.letter for kind in dpmpp_2m))]
+    assert "c" not in twelve + sixteen and StepKind.COARSE not in dpmpp_2m
+    assert counts == ([4, 5, 7] if shift == 3.0 else [4, 5, 6])
+
+
 @pytest.mark.parametrize(("steps", "shift"), [(16, 2.0), (20, 2.0), (20, 3.0), (25, 2.0), (40, 3.0)])
 def test_no_prediction_is_held_for_long(steps: int, shift: float) -> None:
     """Grey things took on a tint where a guided prediction was held from the layout to the last step (docs/experiments.md, part 27)."""
