@@ -23,6 +23,7 @@ BENCHES = {
     "masktax": (".masktax:main", "what an attention mask costs that changes nothing"),
     "quality": (".comfy.quality:main", "how good pictures are that differ from the full run on purpose"),
     "samplers": (".comfy.samplers:main", "presets with every sampler of ComfyUI, beside as many full steps"),
+    "schedulers": (".comfy.samplers:noise_schedules", "presets with every noise schedule of ComfyUI, beside as many full steps"),
     "showcase": (".comfy.showcase:main", "`dev.py demo`: the shipped workflows in full and accelerated, pictures and a table"),
     "speed": (".diffusers.speed:main", "seconds and memory of the model families in diffusers, random weights"),
     "study": (".study.study:main", "a blind study of two folders of pictures: the page, and what its votes say"),

@@ -14,6 +14,7 @@ from safe_dit_engine.presets import PRESETS
 from safe_dit_engine.steps.budget import plan_run
 from safe_dit_engine.steps.levels import even_progress, plain_progress
 from safe_dit_engine.steps.samplers import SAMPLERS
+from tests.support.noise_levels import slow_at_both_ends
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -122,12 +123,13 @@ def levels(model: str, steps: int) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "draft"])
 def test_what_steps_save_is_what_the_readme_says(preset: str) -> None:
     """Nothing of 4, about half of 20 and 30; in between at a shift of 2 or less up to a quarter of 8, a quarter or more of 12, a third or
-    more of 15, at higher shifts nothing."""
+    more of 15, at higher shifts and with the scheduler `beta` nothing."""
 
     def saved(steps: int, *shifts: float) -> list[float]:
         return [1 - 1 / factor(preset, even_progress(steps, shift), "euler") for shift in shifts]
 
     high = (3.0, 6.0, 8.0)
+    assert max(factor(preset, slow_at_both_ends(steps), "euler") for steps in range(1, 20)) == 1.0
     assert max(saved(4, 1.0, 2.0, *high)) == max(saved(8, *high)) == max(saved(19, *high)) == 0.0
     assert max(saved(8, 1.0, 2.0)) <= 0.25 <= min(saved(12, 1.0, 2.0))
     if preset == "balanced":

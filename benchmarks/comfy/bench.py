@@ -19,14 +19,21 @@ NODE = "safe_dit_bench"
 
 
 def sampling(
-    model: Any, sampler: str, steps: int, latent: Tensor, seeds: Sequence[int], conds: Sequence[Any], cfg: float = CFG
+    model: Any,
+    sampler: str,
+    steps: int,
+    latent: Tensor,
+    seeds: Sequence[int],
+    conds: Sequence[Any],
+    cfg: float = CFG,
+    scheduler: str = SCHEDULER,
 ) -> Callable[[], Tensor]:
     """A run of ComfyUI's sampler, all but started: from noise of these seeds, with a positive and a negative conditioning."""
     from comfy.sample import prepare_noise, sample_custom
     from comfy.samplers import calculate_sigmas, sampler_object
     from comfy_execution.utils import CurrentNodeContext
 
-    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), SCHEDULER, steps)
+    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
     noise = torch.cat([prepare_noise(latent[:1], seed) for seed in seeds])
     run = partial(sample_custom, model, noise, cfg, sampler_object(sampler), sigmas, *conds, latent, disable_pbar=True, seed=seeds[0])
 
@@ -53,7 +60,7 @@ class Bench:
     def __init__(self, device: str = "cpu", lora: Path | None = None) -> None:
         from safe_dit_engine.hosts.comfy.demo import load_demo
 
-        self.device, self.cfg = device, CFG if lora is None else 1.0
+        self.device, self.cfg, self.scheduler = device, CFG if lora is None else 1.0, SCHEDULER
         model, self._clip, self._vae = load_demo()
         self.model = model if lora is None else with_lora(model, lora)
         # A quarter less time for the decoder on a CPU, the picture the same but for 3e-7.
@@ -66,7 +73,9 @@ class Bench:
         encoded = [self.encoded(text) for text in (*shot.captions, "")]
         positive = [[torch.cat([found[0][0] for found in encoded[:-1]]), encoded[0][0][1]]]
         latent = torch.zeros(len(shot.seeds), 16, cell.size // 8, cell.size // 8)
-        run = sampling(patched, cell.sampler, method.steps(cell.steps), latent, shot.seeds, (positive, encoded[-1]), self.cfg)
+        run = sampling(
+            patched, cell.sampler, method.steps(cell.steps), latent, shot.seeds, (positive, encoded[-1]), self.cfg, self.scheduler
+        )
         layers = patched.model.diffusion_model.layers
         with rows_through(layers[len(layers) // 2]) as rows:
             samples, seconds, peak = timed(run, self.device)

@@ -25,7 +25,7 @@ from ..measure.methods import Change, Method, Place, at_our_steps, fewer_steps, 
 from ..measure.pareto import AT_OUR_STEPS
 from ..measure.whole_steps import reuse_whole_steps
 from .bench import Bench
-from .in_process import import_comfyui, known_samplers
+from .in_process import import_comfyui, known_names
 
 CAPTION = """\
 `seconds` is the median time of the sampler, `seconds_over_dense` the median ratio to the dense run of the same prompt and seed.
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     methods = named(sweep() if arguments.sweep else chosen(), arguments.methods)
     import_comfyui(arguments.device)
-    known_samplers(arguments.samplers)
+    known_names("sampler", arguments.samplers)
     run(arguments, Bench(arguments.device).sample, [DENSE, *methods])
     return 0
 

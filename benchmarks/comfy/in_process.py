@@ -29,10 +29,11 @@ def import_comfyui(device: str = "cpu", base: Path | None = None) -> ModuleType:
     return nodes
 
 
-def known_samplers(names: Sequence[str]) -> None:
-    """Wrong where ComfyUI, imported before, has no sampler of a name."""
-    from comfy.samplers import SAMPLER_NAMES
+def known_names(kind: str, names: Sequence[str]) -> None:
+    """Wrong where ComfyUI, imported before, has no `sampler` or `scheduler` (the `kind`) of a name."""
+    from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 
+    known = SAMPLER_NAMES if kind == "sampler" else SCHEDULER_NAMES
     for name in names:
-        if name not in SAMPLER_NAMES:
-            raise Wrong(f"`{name}` is no sampler; use {', '.join(SAMPLER_NAMES)}.")
+        if name not in known:
+            raise Wrong(f"`{name}` is no {kind}; use {', '.join(known)}.")

@@ -30,7 +30,7 @@ from ..measure.pareto import CELL, OURS, cells_of
 from ..measure.whole_steps import spread_out
 from .bench import Bench
 from .fidelity import DENSE, cached, configured, reused, unchanged
-from .in_process import import_comfyui, known_samplers
+from .in_process import import_comfyui, known_names
 
 NAME, FEW = "quality", 4
 # Figures with an interval, and what the plot calls those it shows.
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     chosen = named(methods(arguments.speedups), arguments.methods)
     import_comfyui(arguments.device)
-    known_samplers(arguments.samplers)
+    known_names("sampler", arguments.samplers)
     run(arguments, Bench(arguments.device).sample, [DENSE, *chosen], trained(arguments.out))
     return 0
 

@@ -1,7 +1,8 @@
 """Presets with every sampler of ComfyUI, beside the full run and as many full steps: `python -m benchmarks samplers --out DIR`.
 
 The demo model through ComfyUI's own samplers, all pictures of a cell in one batch. `few-steps` is the same for two samplers and many
-numbers of steps. Writes `samplers.json` and `samplers.md` (or `few-steps.*`) after every cell; `--resume` keeps the cells that are there.
+numbers of steps, `schedulers` for all of ComfyUI's noise schedules. Writes `samplers.json` and `samplers.md` (or `few-steps.*`,
+`schedulers.*`) after every cell; `--resume` keeps the cells that are there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -27,9 +28,9 @@ from ..measure.in_turn import Cell, Journal, Record, Sample, Shot, make_in_turn
 from ..measure.methods import Method
 from .bench import CFG, NODE, SCHEDULER, Bench
 from .fidelity import DENSE, configured, unchanged
-from .in_process import import_comfyui, known_samplers
+from .in_process import import_comfyui, known_names
 
-NAME, FEW_STEPS = "samplers", "few-steps"
+NAME, FEW_STEPS, SCHEDULERS = "samplers", "few-steps", "schedulers"
 SIZE = 256
 # The newcomer's first picture that turned out in another colour; it stays among the scenes.
 TIPPED = 3
@@ -51,20 +52,23 @@ def main(argv: Sequence[str], name: str = NAME) -> int:
     """Measure, write JSON and Markdown."""
     arguments = parse(argv, name)
     import_comfyui(arguments.device)
-    known_samplers(arguments.samplers)
-    from comfy.samplers import SAMPLER_NAMES
+    known_names("sampler", arguments.samplers)
+    known_names("scheduler", arguments.schedulers)
+    from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 
     bench, path = Samplers(arguments), arguments.out / f"{name}.json"
-    caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=SCHEDULER, equal=EQUAL_DB)
+    schedulers = arguments.schedulers or SCHEDULER_NAMES
+    columns = ("scheduler", *COLUMNS) if name == SCHEDULERS else COLUMNS
+    caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=" or ".join(arguments.schedulers) or "as told", equal=EQUAL_DB)
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if arguments.resume and path.is_file() else []
-    cells = list(itertools.product(arguments.samplers or SAMPLER_NAMES, arguments.steps))
-    for sampler, steps in in_turn(cells, [count for _, count in cells]):
-        there = {row["preset"] for row in rows if (row["sampler"], row["shift"], row["steps"]) == (sampler, arguments.shift, steps)}
+    cells = list(itertools.product(schedulers, arguments.samplers or SAMPLER_NAMES, arguments.steps))
+    for scheduler, sampler, steps in in_turn(cells, [count for *_, count in cells]):
+        there = {row["preset"] for row in rows if settings(row) == (scheduler, sampler, arguments.shift, steps)}
         missing = [preset for preset in arguments.presets if preset not in there]
         if missing:
-            rows += bench.measure(Cell(SIZE, steps, sampler), missing)
-            rows.sort(key=lambda row: (SAMPLER_NAMES.index(row["sampler"]), row["shift"], row["steps"], list(PRESETS).index(row["preset"])))
-            page = f"{caption}\n\n{markdown_table(rounded(rows), COLUMNS)}"
+            rows += bench.measure(Cell(SIZE, steps, sampler), missing, scheduler)
+            rows.sort(key=lambda row: (*order(row, SCHEDULER_NAMES, SAMPLER_NAMES), list(PRESETS).index(row["preset"])))
+            page = f"{caption}\n\n{markdown_table(rounded(rows), columns)}"
             save(arguments.out, name, {"environment": environment(arguments.device), "rows": rows}, page)
     return 0
 
@@ -74,19 +78,37 @@ def few_steps(argv: Sequence[str]) -> int:
     return main(argv, FEW_STEPS)
 
 
+def noise_schedules(argv: Sequence[str]) -> int:
+    """One sampler, all noise schedules."""
+    return main(argv, SCHEDULERS)
+
+
+def settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Noise schedule, sampler, shift and steps of a row; rows of older tables do not name their schedule."""
+    return (row.get("scheduler", SCHEDULER), row["sampler"], row["shift"], row["steps"])
+
+
+def order(row: Mapping[str, Any], schedulers: Sequence[str], samplers: Sequence[str]) -> tuple[Any, ...]:
+    """Where a row stands in a table: as ComfyUI lists schedules and samplers."""
+    scheduler, sampler, *rest = settings(row)
+    return (schedulers.index(scheduler), samplers.index(sampler), *rest)
+
+
 def parse(argv: Sequence[str], name: str) -> argparse.Namespace:
     """The command line."""
-    few = name == FEW_STEPS
     parser = parser_of(name, __doc__, "2 scenes, 8 and 20 steps")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="scenes the plan was made on, or others")
-    parser.add_argument("--samplers", nargs="+", default=["euler", "dpmpp_2m"] if few else [], help="default: all that ComfyUI offers")
+    samplers = {NAME: [], FEW_STEPS: ["euler", "dpmpp_2m"], SCHEDULERS: ["euler"]}[name]
+    parser.add_argument("--samplers", nargs="+", default=samplers, help="default: all that ComfyUI offers")
+    schedulers = [] if name == SCHEDULERS else [SCHEDULER]
+    parser.add_argument("--schedulers", nargs="+", default=schedulers, help="noise schedules; `schedulers` takes all that ComfyUI offers")
     keeping = list(KEEPING)
     parser.add_argument("--presets", nargs="+", choices=keeping, default=keeping, metavar="NAME", help="only these")
-    steps = [6, 8, 10, 12, 15, 16, 20, 30] if few else [6, 8, 12, 20]
+    steps = {NAME: [6, 8, 12, 20], FEW_STEPS: [6, 8, 10, 12, 15, 16, 20, 30], SCHEDULERS: [8, 12, 20, 30]}[name]
     parser.add_argument("--steps", nargs="+", type=at_least(1), default=steps, help="sampling steps")
     parser.add_argument("--shift", type=at_least(0.01, float), default=2.0, help="of the noise schedule; the model's own is 2")
-    parser.add_argument("--scenes", type=at_least(2), default=12 if few else 3, help="how many captions")
-    parser.add_argument("--seeds", type=at_least(1), default=2 if few else 1, help="pictures of each scene")
+    parser.add_argument("--scenes", type=at_least(2), default=12 if name == FEW_STEPS else 3, help="how many captions")
+    parser.add_argument("--seeds", type=at_least(1), default=1 if name == NAME else 2, help="pictures of each scene")
     parser.add_argument("--resume", action="store_true", help="keep the cells that DIR has")
     arguments = parser.parse_args(argv)
     if arguments.small:
@@ -109,10 +131,11 @@ class Samplers:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._bench, self._shift, self._shot = Bench(arguments.device), arguments.shift, shot_of(arguments)
         self._bench.model = shifted(self._bench.model, arguments.shift)
-        self._full: dict[tuple[str, int], Sample] = {}
+        self._full: dict[tuple[str, str, int], Sample] = {}
 
-    def measure(self, cell: Cell, presets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def measure(self, cell: Cell, presets: Sequence[str], scheduler: str = SCHEDULER) -> Iterator[dict[str, Any]]:
         """A row a preset. The first picture tells whether anything is left out, and which presets come to the same."""
+        self._bench.scheduler = scheduler
         shot, journal = self._shot, Journal()
         rows, same, fewer = dict[Method, dict[str, Any]](), dict[bytes, Method](), dict[Method, Method]()
         for name in presets:
@@ -120,7 +143,8 @@ class Samplers:
             method = Method(name, name, configured(partition=preset.partition, schedule=preset.schedule))
             first, plan, share = self._plan_of(method, cell)
             counts = {"pictures": len(shot.seeds), "evaluations": sum(letter != "-" for letter in plan)}
-            rows[method] = {"sampler": cell.sampler, "shift": self._shift, "steps": cell.steps, "preset": name, "plan": plan, **counts}
+            where = {"scheduler": scheduler, "sampler": cell.sampler, "shift": self._shift, "steps": cell.steps}
+            rows[method] = {**where, "preset": name, "plan": plan, **counts}
             if share < 1.0:
                 steps = math.floor(share * cell.steps + 1e-6)
                 fewer[method] = Method("fewer_steps", f"{steps} steps", unchanged, steps / cell.steps)
@@ -142,11 +166,11 @@ class Samplers:
         return pictures.tobytes(), "".join(record.kind.letter for record in report.evaluations), report.rows_computed_share
 
     def sample(self, method: Method, cell: Cell, shot: Shot) -> Sample:
-        """Pictures by one method; full runs of a sampler are made once."""
+        """Pictures by one method; full runs with a sampler and noise schedule are made once."""
         if method.change is not unchanged:
             return self._bench.sample(method, cell, shot)
-        key = (cell.sampler, method.steps(cell.steps))
-        self._full = {known: sample for known, sample in self._full.items() if known[0] == cell.sampler}
+        key = (self._bench.scheduler, cell.sampler, method.steps(cell.steps))
+        self._full = {known: sample for known, sample in self._full.items() if known[:2] == key[:2]}
         if key not in self._full:
             self._full[key] = self._bench.sample(method, cell, shot)
         return self._full[key]

@@ -20,7 +20,7 @@ from ..measure.pareto import OURS
 from . import quality
 from .bench import Bench
 from .fidelity import DENSE, configured, unchanged
-from .in_process import import_comfyui, known_samplers
+from .in_process import import_comfyui, known_names
 
 # By hand, for so many steps: warm-up steps, coarse ones among them, and how many steps between two full ones are skipped; None: nothing
 # but coarse steps, 0: they are selective instead.
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     chosen = {steps: named(methods(steps), arguments.methods) for steps in arguments.steps}
     import_comfyui(arguments.device)
-    known_samplers(arguments.samplers)
+    known_names("sampler", arguments.samplers)
     classifier = quality.trained(arguments.out)
     for steps, found in chosen.items():
         own = argparse.Namespace(**{**vars(arguments), "steps": [steps], "name": f"turbo-{steps}"})

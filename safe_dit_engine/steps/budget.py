@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .levels import BEGIN
-from .plan import ScheduleConfig, StepKind, ends_long, falls_through, plan_steps, predicted_share
+from .plan import ScheduleConfig, StepKind, ends_slowly, falls_through, long_late, plan_steps, predicted_share
 from .samplers import Sampler
 
 # Refresh interval, warm-up and early refresh of the plans that keep the picture, from the most work to the least.
@@ -31,10 +31,13 @@ WIDEST, FEW_WIDEST = 0.65, 0.4
 FREELY = 2
 # Above 1: gaps between full steps grow.
 GROWTH = 1.15
-# Where a run from noise ends on long steps, and with samplers that begin late, which are of second order, fewer steps come so close that
+# Where a run from noise has long steps late, and with samplers that begin late, which are of second order, fewer steps come so close that
 # presets leave something out only where steps are short: on the average of a run, and with these samplers the two around a step that is
 # left out (docs/experiments.md, part 26). The second part of a split run has long steps for its length, but its picture is laid out.
 SHORT_STEP, SHORT_PAIR = 0.0525, 0.125
+# Where steps are long in the middle, and the run is slow at both ends, fewer steps come closer still: presets begin late and leave out one
+# step at a time, and where steps are selective, they are shorter.
+MIDDLE_BEGINS, MIDDLE_STEP = 0.2, 0.042
 # Presets leave out several steps in a row only where these are at most so many times as long as the mean one.
 EVEN = 1.15
 
@@ -48,10 +51,14 @@ def plan_run(
     schedule = schedule if coarse else replace(schedule, coarse_steps=0)
     if not schedule.spaced:
         return plan_steps(progress, warmup, schedule, window)
-    long = progress[-1] - progress[0] > SHORT_STEP * (len(progress) - 1)
-    if (sampler.begins and long) or (ends_long(progress) and (sampler.even or (long and progress[0] <= BEGIN))):
+    late = long_late(progress)
+    middle = late and ends_slowly(progress)
+    short = SHORT_STEP if schedule.skipped_steps or not middle else MIDDLE_STEP
+    long = progress[-1] - progress[0] > short * (len(progress) - 1)
+    if (sampler.begins and long) or (late and (sampler.even or (long and progress[0] <= BEGIN))):
         schedule = replace(schedule, refresh_interval=1)
-    return plan_steps(progress, warmup, schedule, window, sampler.begins, SHORT_PAIR if sampler.begins else math.inf, EVEN)
+    begins, even = (max(sampler.begins, MIDDLE_BEGINS), 0.0) if middle else (sampler.begins, EVEN)
+    return plan_steps(progress, warmup, schedule, window, begins, SHORT_PAIR if sampler.begins else math.inf, even)
 
 
 def what_is_missed(plan: Sequence[StepKind], schedule: ScheduleConfig, why_full: str, no_coarse: str | None) -> Iterator[str]:

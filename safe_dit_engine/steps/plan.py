@@ -14,9 +14,9 @@ MAX_SPEEDUP = 6.0
 REFERENCE_STEPS = 20
 # How far two cycles together may reach in progress: after a wide one, a full step that nothing is skipped behind.
 WIDEST_PAIR = 0.4
-# How long the last step may be beside the mean one before a run ends on long steps. Steps are even at a shift of 2; at 3, where single
-# pictures were lost, the last is half as long again (docs/experiments.md, part 26).
-LONG_END = 1.1
+# How long a later step may be beside the middle one of all before a run has long steps late. Steps are even at a shift of 2; at 3, where
+# single pictures were lost, the last is half as long again (docs/experiments.md, part 26).
+LONG_LATE = 1.1
 
 
 class StepKind(str, Enum):
@@ -189,10 +189,18 @@ def why_full(progress: Sequence[float], sampler: str, spaced: float) -> str:
     return f"with {steps} steps they lie so far apart that leaving one out may cost more than asking for fewer"
 
 
-def ends_long(progress: Sequence[float]) -> bool:
-    """Whether the last step of a run is long beside the mean one, as with a high shift."""
-    whole, last = progress[-1] - progress[0], progress[-1] - progress[-2:][0]
-    return last * (len(progress) - 1) > LONG_END * whole > 0.0
+def long_late(progress: Sequence[float]) -> bool:
+    """Whether a step of the later half is long beside the middle one of all, as with a high shift. Not the last one alone is asked: some
+    noise schedules end on a tiny step."""
+    lengths = [after - before for before, after in itertools.pairwise(progress)] or [0.0]
+    half = len(lengths) // 2
+    return max(lengths[half:]) > LONG_LATE * sorted(lengths)[half] > 0.0
+
+
+def ends_slowly(progress: Sequence[float]) -> bool:
+    """Whether the last quarter of the steps comes less than a quarter of the way, as with the noise schedule `beta`."""
+    steps = len(progress) - 1
+    return (progress[-1] - progress[-1 - steps // 4]) * steps < (progress[-1] - progress[0]) * (steps // 4)
 
 
 def falls_through(progress: Sequence[float], step: int) -> bool:

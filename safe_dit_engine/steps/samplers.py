@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .plan import ScheduleConfig, ends_long
+from .plan import ScheduleConfig, long_late
 
 ADAPTIVE = "chooses its own steps by comparing predictions, and predictions that were not computed would mislead it"
 PARTS = "takes the unconditional prediction of every step as well, and a step that is not computed has none"
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
 FEWER = "may come closer to the full run with fewer steps than with this preset"
-LONG = "may come closer with fewer steps where the last ones are long, as with a high shift; `speedup` saves all the same"
+LONG = "may come closer with fewer steps where later ones are long, as with a high shift; `speedup` saves all the same"
 
 # Presets that begin early hardly follow the line, which is no guide there; where the sampler makes them begin later, they follow it as
 # `balanced` does.
@@ -33,7 +33,7 @@ class Sampler:
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
     of the progress, whichever comes first, before which they leave nothing out; `even`: whether they leave something out only where the
-    last step is no longer than others. Samplers of second order begin late; with them presets are careful with long steps as well
+    later steps are no longer than others. Samplers of second order begin late; with them presets are careful with long steps as well
     (budget.py).
     """
 
@@ -68,7 +68,7 @@ class Sampler:
         not the sampler's doing."""
         if self.full or self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval:
             return self.full or FEWER
-        return LONG if schedule.spaced and self.even and ends_long(progress) else ""
+        return LONG if schedule.spaced and self.even and long_late(progress) else ""
 
 
 # For samplers that are not in the table: the last prediction is reused, once, and nothing is taken for granted of what becomes of it.

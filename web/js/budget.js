@@ -27,7 +27,9 @@ const GROWTH = 1.15;
 const SHORT_STEP = 0.0525;
 const SHORT_PAIR = 0.125;
 const EVEN = 1.15;
-const LONG_END = 1.1;
+const LONG_LATE = 1.1;
+const MIDDLE_BEGINS = 0.2;
+const MIDDLE_STEP = 0.042;
 const BEGIN = 0.05;
 /** Of a sampler that is not known yet. @type {Sampler} */
 export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0, even: false };
@@ -48,12 +50,28 @@ export function planRun(progress, warmup, schedule, sampler, window, coarse, cos
   const asked = limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler);
   if (!asked.spaced) return planSteps(progress, warmup, asked, window);
   const steps = progress.length - 1;
-  const whole = progress[steps] - progress[0];
-  const long = whole > SHORT_STEP * steps;
-  const endsLong = whole > 0 && (progress[steps] - progress[steps - 1]) * steps > LONG_END * whole;
-  const none = (sampler.begins > 0 && long) || (endsLong && (sampler.even || (long && progress[0] <= BEGIN)));
+  const late = longLate(progress);
+  const middle = late && endsSlowly(progress);
+  const long = progress[steps] - progress[0] > steps * (asked.skipped_steps || !middle ? SHORT_STEP : MIDDLE_STEP);
+  const none = (sampler.begins > 0 && long) || (late && (sampler.even || (long && progress[0] <= BEGIN)));
   const planned = none ? { ...asked, refresh_interval: 1 } : asked;
-  return planSteps(progress, warmup, planned, window, sampler.begins, sampler.begins ? SHORT_PAIR : Infinity, EVEN);
+  const begins = Math.max(sampler.begins, middle ? MIDDLE_BEGINS : 0);
+  return planSteps(progress, warmup, planned, window, begins, sampler.begins ? SHORT_PAIR : Infinity, middle ? 0 : EVEN);
+}
+
+/** Whether a step of the later half is long beside the middle one of all. @param {readonly number[]} progress */
+function longLate(progress) {
+  const lengths = progress.slice(1).map((after, index) => after - progress[index]);
+  const half = Math.floor(lengths.length / 2);
+  const middle = [...lengths].sort((a, b) => a - b)[half];
+  return middle > 0 && Math.max(...lengths.slice(half)) > LONG_LATE * middle;
+}
+
+/** Whether the last quarter of the steps comes less than a quarter of the way. @param {readonly number[]} progress */
+function endsSlowly(progress) {
+  const steps = progress.length - 1;
+  const quarter = Math.floor(steps / 4);
+  return (progress[steps] - progress[steps - quarter]) * steps < (progress[steps] - progress[0]) * quarter;
 }
 
 /**

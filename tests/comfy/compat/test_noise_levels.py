@@ -13,6 +13,9 @@ from torch import Tensor
 PRESETS = ("quality", "balanced", "fast", "draft", "paper")
 # Scenes with their seeds; the first is the one whose background once turned another colour.
 SCENES = ((3, 3), (5000, 100), (5001, 101), (5002, 102))
+SCHEDULERS = (
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic", "kl_optimal",
+)  # fmt: skip
 CFG_PP = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp")
 
 
@@ -102,10 +105,19 @@ def test_where_nothing_is_saved_it_is_said(sampling: Sampling, preset: str, step
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas))
 
 
-@pytest.mark.parametrize("scheduler", ["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform", "kl_optimal"])
+def test_all_schedulers_of_comfyui_are_tried() -> None:
+    assert set(importlib.import_module("comfy.samplers").SCHEDULER_NAMES) == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_schedulers(sampling: Sampling, scheduler: str) -> None:
     leads = sampling.leads("balanced", 14, "euler", scheduler, SCENES[1:3])
     assert sum(leads) / len(leads) >= -0.5
+
+
+@pytest.mark.parametrize("preset", ["balanced", "draft"])
+def test_steps_that_are_long_in_the_middle(sampling: Sampling, preset: str) -> None:
+    assert min(sampling.leads(preset, 20, "euler", "beta", SCENES[1:3])) > 0.0 and "-" in sampling.plan()
 
 
 # Turned round, split, stopped midway
