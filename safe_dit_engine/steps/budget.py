@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .levels import BEGIN
+from .levels import BEGIN, from_noise
 from .plan import ScheduleConfig, StepKind, ends_slowly, falls_through, long_late, plan_steps, predicted_share
 from .samplers import Sampler
 
@@ -35,10 +35,10 @@ GROWTH = 1.15
 # presets leave something out only where steps are short: on the average of a run, and with these samplers the two around a step that is
 # left out (docs/experiments.md, part 26). The second part of a split run has long steps for its length, but its picture is laid out.
 SHORT_STEP, SHORT_PAIR = 0.0525, 0.125
-# Where steps are long in the middle, and the run is slow at both ends, fewer steps come closer still: presets begin late and leave out one
-# step at a time, and where steps are selective, they are shorter.
-MIDDLE_BEGINS, MIDDLE_STEP = 0.2, 0.042
-# Presets leave out several steps in a row only where these are at most so many times as long as the mean one.
+# Where steps are long in the middle, and the run is slow at both ends, presets begin late and leave out one step at a time.
+MIDDLE_BEGINS = 0.2
+# Presets leave out several steps in a row only where these are at most so many times as long as the mean one; where a run has long steps
+# late, selective steps are no longer either.
 EVEN = 1.15
 
 
@@ -46,19 +46,21 @@ def plan_run(
     progress: Sequence[float], warmup: int, schedule: ScheduleConfig, sampler: Sampler, window: tuple[int, int], coarse: bool
 ) -> tuple[StepKind, ...]:
     """The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps."""
+    progress = from_noise(progress)
     if schedule.speedup:
         return plan_budget(progress, schedule.speedup, sampler, coarse, window)
     schedule = schedule if coarse else replace(schedule, coarse_steps=0)
     if not schedule.spaced:
         return plan_steps(progress, warmup, schedule, window)
-    late = long_late(progress)
-    middle = late and ends_slowly(progress)
-    short = SHORT_STEP if schedule.skipped_steps or not middle else MIDDLE_STEP
-    long = progress[-1] - progress[0] > short * (len(progress) - 1)
+    mean, late = (progress[-1] - progress[0]) / max(len(progress) - 1, 1), long_late(progress)
+    middle, long = late and ends_slowly(progress), mean > SHORT_STEP
     if (sampler.begins and long) or (late and (sampler.even or (long and progress[0] <= BEGIN))):
         schedule = replace(schedule, refresh_interval=1)
     begins, even = (max(sampler.begins, MIDDLE_BEGINS), 0.0) if middle else (sampler.begins, EVEN)
-    return plan_steps(progress, warmup, schedule, window, begins, SHORT_PAIR if sampler.begins else math.inf, even)
+    pair = SHORT_PAIR if sampler.begins else math.inf
+    if late and not schedule.skipped_steps:
+        pair = min(pair, 2.0 * EVEN * mean)
+    return plan_steps(progress, warmup, schedule, window, begins, pair, even)
 
 
 def what_is_missed(plan: Sequence[StepKind], schedule: ScheduleConfig, why_full: str, no_coarse: str | None) -> Iterator[str]:

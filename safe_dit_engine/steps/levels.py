@@ -11,6 +11,15 @@ REFERENCE_SHIFT = 2.0
 BEGIN = 0.05
 
 
+def from_noise(progress: Sequence[float]) -> tuple[float, ...]:
+    """The progress of a run, from 0 where it begins in noise: some noise schedules begin a little below the noisiest level, and the latent
+    holds no picture there either."""
+    first, last = progress[0], progress[-1]
+    if not 0.0 < first <= BEGIN or first >= last:
+        return tuple(progress)
+    return tuple(last - (last - level) * last / (last - first) for level in progress)
+
+
 def progress_of(signal: float, noise: float) -> float:
     """Progress at which a latent holds so much of the picture (`signal`) and so much `noise`: 0 is noise alone, 1 the picture."""
     return REFERENCE_SHIFT * signal / (REFERENCE_SHIFT * signal + noise)

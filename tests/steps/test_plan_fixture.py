@@ -26,7 +26,7 @@ def cases() -> list[dict[str, Any]]:
     found = []
     uneven = (0.0, 0.1, 0.1, 0.3, 0.35, 0.4, 0.2, 0.3, 0.45, 0.5, 0.8, 0.85, 1.0)  # a level twice, one that is gone back to, a jump
     even = [even_progress(total, shift) for total, shift in ((1, 2), (2, 2), (8, 1), (12, 2), (18, 2), (20, 3), (30, 6), (50, 2))]
-    runs = [*even, uneven, even_progress(20, 8)[10:], *(slow_at_both_ends(total) for total in (12, 20, 30))]
+    runs = [*even, uneven, even_progress(20, 8)[10:], *(slow_at_both_ends(total) for total in (12, 20, 30)), even_progress(21)[1:]]
     grid = itertools.product(runs, (1, 4, 30), (1, 2, 3, 4, 16), (False, True), (0, 1, 2, 63))
     for index, (run, warmup, interval, early_refresh, skipped) in enumerate(grid):
         progress, total = [round(level, 6) for level in run], len(run) - 1

@@ -103,7 +103,7 @@ def test_plan_laws(
 def plan_of(preset: str, progress: tuple[float, ...], coarse: bool = True) -> tuple[StepKind, ...]:
     """As a run with Euler's method has it."""
     values, total = PRESETS[preset], len(progress) - 1
-    return plan_run(progress, values.partition.warmup_steps, values.schedule, EULER, (0, total), coarse)
+    return plan_run(progress, values.partition.warmup_steps, EULER.limit(values.schedule), EULER, (0, total), coarse)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -283,13 +283,28 @@ def test_samplers_that_want_even_steps_leave_nothing_out_where_later_ones_are_lo
 @pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "draft", "paper"])
 def test_a_run_that_is_slow_at_both_ends_is_left_alone_there(preset: str) -> None:
     """The noise schedule `beta`, euler: at 12 and 16 steps presets were 2.6 to 5.8 dB below fewer steps, `draft` and `paper` at 20 too."""
-    plans = {steps: kinds(plan_of(preset, slow_at_both_ends(steps))) for steps in range(1, 51)}
-    assert all(set(plan) <= {"w", "r"} for steps, plan in plans.items() if steps < (24 if preset == "paper" else 20))
-    for steps in range(24, 51):
+    runs = {steps: slow_at_both_ends(steps) for steps in range(1, 51)}
+    plans = {steps: kinds(plan_of(preset, run)) for steps, run in runs.items()}
+    assert all(set(plan) <= {"w", "r"} for steps, plan in plans.items() if steps < 20)
+    for steps in range(20, 51):
         left_out = [step for step, kind in enumerate(plans[steps]) if kind in "-s"]
         assert left_out and left_out[0] >= 0.2 * steps - 1e-9, plans[steps]
         assert all(after > before + 1 for before, after in itertools.pairwise(left_out)), plans[steps]
     assert preset == "paper" or plans[20] == "wwww-r-r-r-r-r-r-r-r"
+
+
+@pytest.mark.parametrize("shift", [3.0, 6.0])
+@pytest.mark.parametrize("scheduler", ["simple", "normal", "beta", "linear_quadratic"])
+@pytest.mark.parametrize("steps", [20, 30, 50])
+def test_selective_steps_are_not_among_the_long_ones(shift: float, scheduler: str, steps: int) -> None:
+    """`paper`, euler, normal, shift 3: 0.8 and 0.4 dB below fewer steps with 20 and 30, 5.4 and 7.4 ahead without those; linear_quadratic,
+    30 steps: 5.6 below, 21.9 ahead."""
+    even, quadratic = even_progress(steps, shift), tuple((step / steps) ** 2 for step in range(steps + 1))
+    runs = {"simple": even, "normal": with_tiny_last_step(even), "beta": slow_at_both_ends(steps), "linear_quadratic": quadratic}
+    run = runs[scheduler]
+    plan = kinds(plan_of("paper", run))
+    selective = [step for step, kind in enumerate(plan) if kind == "s"]
+    assert selective and all(run[step + 1] - run[step - 1] <= 2.3 / (len(run) - 1) + 1e-5 for step in selective), plan
 
 
 @pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "draft", "paper"])
@@ -298,6 +313,15 @@ def test_a_tiny_last_step_does_not_hide_that_the_others_are_long(preset: str) ->
     for shift, steps in itertools.product((3.0, 6.0), range(2, 19)):
         assert set(kinds(plan_of(preset, with_tiny_last_step(even_progress(steps, shift))))) <= {"w", "r"}
     assert "s" in kinds(plan_of("paper", with_tiny_last_step(even_progress(14)))) and not long_late(with_tiny_last_step(even_progress(8)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_from_almost_noise_is_planned_as_one_from_noise(preset: str) -> None:
+    """ddim_uniform, 20 steps, begins at a progress of 0.048 with a latent that is noise alone: `draft` was 7.9 dB below fewer steps."""
+    for steps in (12, 20, 30):
+        whole = even_progress(steps)
+        almost = tuple(0.048 + 0.952 * level for level in whole)
+        assert plan_of(preset, almost) == plan_of(preset, whole)
 
 
 @pytest.mark.parametrize("preset", ["balanced", "fast", "draft"])

@@ -29,14 +29,13 @@ const SHORT_PAIR = 0.125;
 const EVEN = 1.15;
 const LONG_LATE = 1.1;
 const MIDDLE_BEGINS = 0.2;
-const MIDDLE_STEP = 0.042;
 const BEGIN = 0.05;
 /** Of a sampler that is not known yet. @type {Sampler} */
 export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0, even: false };
 
 /**
  * The plan of a run, by budget or by the values of `schedule`; `coarse`: whether the latent is large enough for coarse steps.
- * @param {readonly number[]} progress
+ * @param {readonly number[]} levels
  * @param {number} warmup
  * @param {Schedule} schedule
  * @param {Sampler} sampler
@@ -45,18 +44,41 @@ export const USUAL_SAMPLER = { skipped: 3, selective: 1, reach: 1, begins: 0, ev
  * @param {Costs} costs
  * @returns {Kind[]}
  */
-export function planRun(progress, warmup, schedule, sampler, window, coarse, costs) {
+export function planRun(levels, warmup, schedule, sampler, window, coarse, costs) {
+  const progress = fromNoise(levels);
   if (schedule.speedup) return planBudget(progress, schedule.speedup, sampler, window, coarse, costs);
   const asked = limited(coarse ? schedule : { ...schedule, coarse_steps: 0 }, sampler);
   if (!asked.spaced) return planSteps(progress, warmup, asked, window);
+  return planSpaced(progress, warmup, asked, sampler, window);
+}
+
+/**
+ * @param {readonly number[]} progress
+ * @param {number} warmup
+ * @param {Schedule} asked
+ * @param {Sampler} sampler
+ * @param {readonly [number, number]} window
+ */
+function planSpaced(progress, warmup, asked, sampler, window) {
   const steps = progress.length - 1;
   const late = longLate(progress);
   const middle = late && endsSlowly(progress);
-  const long = progress[steps] - progress[0] > steps * (asked.skipped_steps || !middle ? SHORT_STEP : MIDDLE_STEP);
+  const mean = (progress[steps] - progress[0]) / Math.max(steps, 1);
+  const long = mean > SHORT_STEP;
   const none = (sampler.begins > 0 && long) || (late && (sampler.even || (long && progress[0] <= BEGIN)));
   const planned = none ? { ...asked, refresh_interval: 1 } : asked;
   const begins = Math.max(sampler.begins, middle ? MIDDLE_BEGINS : 0);
-  return planSteps(progress, warmup, planned, window, begins, sampler.begins ? SHORT_PAIR : Infinity, middle ? 0 : EVEN);
+  const selective = late && !asked.skipped_steps ? 2 * EVEN * mean : Infinity;
+  const pair = Math.min(sampler.begins ? SHORT_PAIR : Infinity, selective);
+  return planSteps(progress, warmup, planned, window, begins, pair, middle ? 0 : EVEN);
+}
+
+/** The progress of a run, from 0 where it begins in noise. @param {readonly number[]} progress */
+function fromNoise(progress) {
+  const first = progress[0];
+  const last = progress[progress.length - 1];
+  if (first <= 0 || first > BEGIN || first >= last) return progress;
+  return progress.map((level) => last - ((last - level) * last) / (last - first));
 }
 
 /** Whether a step of the later half is long beside the middle one of all. @param {readonly number[]} progress */
