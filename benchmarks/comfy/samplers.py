@@ -1,8 +1,8 @@
 """Presets with every sampler of ComfyUI, beside the full run and as many full steps: `python -m benchmarks samplers --out DIR`.
 
 The demo model through ComfyUI's own samplers, all pictures of a cell in one batch. `few-steps` is the same for two samplers and many
-numbers of steps, `schedulers` for all of ComfyUI's noise schedules. Writes `samplers.json` and `samplers.md` (or `few-steps.*`,
-`schedulers.*`) after every cell; `--resume` keeps the cells that are there.
+numbers of steps, `noise-schedules` for all of ComfyUI's schedulers. Writes `samplers.json` and `samplers.md` (or `few-steps.*`,
+`noise-schedules.*`) after every cell; `--resume` keeps the cells that are there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .bench import CFG, NODE, SCHEDULER, Bench
 from .fidelity import DENSE, configured, unchanged
 from .in_process import import_comfyui, known_names
 
-NAME, FEW_STEPS, SCHEDULERS = "samplers", "few-steps", "schedulers"
+NAME, FEW_STEPS, SCHEDULES = "samplers", "few-steps", "noise-schedules"
 SIZE = 256
 # The newcomer's first picture that turned out in another colour; it stays among the scenes.
 TIPPED = 3
@@ -58,7 +58,7 @@ def main(argv: Sequence[str], name: str = NAME) -> int:
 
     bench, path = Samplers(arguments), arguments.out / f"{name}.json"
     schedulers = arguments.schedulers or SCHEDULER_NAMES
-    columns = ("scheduler", *COLUMNS) if name == SCHEDULERS else COLUMNS
+    columns = ("scheduler", *COLUMNS) if name == SCHEDULES else COLUMNS
     caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=" or ".join(arguments.schedulers) or "as told", equal=EQUAL_DB)
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if arguments.resume and path.is_file() else []
     cells = list(itertools.product(schedulers, arguments.samplers or SAMPLER_NAMES, arguments.steps))
@@ -80,7 +80,7 @@ def few_steps(argv: Sequence[str]) -> int:
 
 def noise_schedules(argv: Sequence[str]) -> int:
     """One sampler, all noise schedules."""
-    return main(argv, SCHEDULERS)
+    return main(argv, SCHEDULES)
 
 
 def settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -98,13 +98,13 @@ def parse(argv: Sequence[str], name: str) -> argparse.Namespace:
     """The command line."""
     parser = parser_of(name, __doc__, "2 scenes, 8 and 20 steps")
     parser.add_argument("--set", choices=["tuning", "held-out"], default="held-out", help="scenes the plan was made on, or others")
-    samplers = {NAME: [], FEW_STEPS: ["euler", "dpmpp_2m"], SCHEDULERS: ["euler"]}[name]
+    samplers = {NAME: [], FEW_STEPS: ["euler", "dpmpp_2m"], SCHEDULES: ["euler"]}[name]
     parser.add_argument("--samplers", nargs="+", default=samplers, help="default: all that ComfyUI offers")
-    schedulers = [] if name == SCHEDULERS else [SCHEDULER]
-    parser.add_argument("--schedulers", nargs="+", default=schedulers, help="noise schedules; `schedulers` takes all that ComfyUI offers")
+    schedulers = [] if name == SCHEDULES else [SCHEDULER]
+    parser.add_argument("--schedulers", nargs="+", default=schedulers, help="noise schedules, by ComfyUI's names")
     keeping = list(KEEPING)
     parser.add_argument("--presets", nargs="+", choices=keeping, default=keeping, metavar="NAME", help="only these")
-    steps = {NAME: [6, 8, 12, 20], FEW_STEPS: [6, 8, 10, 12, 15, 16, 20, 30], SCHEDULERS: [8, 12, 20, 30]}[name]
+    steps = {NAME: [6, 8, 12, 20], FEW_STEPS: [6, 8, 10, 12, 15, 16, 20, 30], SCHEDULES: [8, 12, 20, 30]}[name]
     parser.add_argument("--steps", nargs="+", type=at_least(1), default=steps, help="sampling steps")
     parser.add_argument("--shift", type=at_least(0.01, float), default=2.0, help="of the noise schedule; the model's own is 2")
     parser.add_argument("--scenes", type=at_least(2), default=12 if name == FEW_STEPS else 3, help="how many captions")

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.comfy import cost, samplers
 from benchmarks.comfy.bench import Bench
 from benchmarks.comfy.fidelity import DENSE, cached, parse, reused, unchanged
+from benchmarks.command import Wrong
 from benchmarks.measure.fidelity import run
 from benchmarks.measure.methods import Method
 
@@ -89,6 +90,18 @@ def test_a_preset_stands_beside_as_many_full_steps(comfy: Any, tmp_path: Path, m
     assert samplers.few_steps([*few, "--presets", "quality", "balanced", "--resume"]) == 0
     first, second = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert first == row and second["preset"] == "balanced"
+
+
+def test_noise_schedules_have_rows_of_their_own(comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "SIZE", 128)
+    few = ["--out", str(tmp_path), "--scenes", "2", "--seeds", "1", "--steps", "12", "--presets", "quality"]
+    assert samplers.noise_schedules([*few, "--schedulers", "normal", "beta"]) == 0
+    rows = {row["scheduler"]: row for row in json.loads((tmp_path / "noise-schedules.json").read_text(encoding="utf-8"))["rows"]}
+    assert "-" in rows["normal"]["plan"] and rows["normal"]["psnr_db"] > 15.0
+    assert "-" not in rows["beta"]["plan"] and "psnr_db" not in rows["beta"]
+    assert "| normal | euler | 2 | 12 | quality |" in (tmp_path / "noise-schedules.md").read_text(encoding="utf-8")
+    with pytest.raises(Wrong, match="`betta` is no scheduler; use simple, "):
+        samplers.noise_schedules([*few, "--schedulers", "betta"])
 
 
 def test_a_selective_step_is_timed_beside_the_same_dense_one(comfy: Any) -> None:

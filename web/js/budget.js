@@ -27,6 +27,7 @@ const GROWTH = 1.15;
 const SHORT_STEP = 0.0525;
 const SHORT_PAIR = 0.125;
 const EVEN = 1.15;
+const SELECTIVE_BEGINS = 0.3;
 const LONG_LATE = 1.1;
 const MIDDLE_BEGINS = 0.2;
 const BEGIN = 0.05;
@@ -67,9 +68,9 @@ function planSpaced(progress, warmup, asked, sampler, window) {
   const long = mean > SHORT_STEP;
   const none = (sampler.begins > 0 && long) || (late && (sampler.even || (long && progress[0] <= BEGIN)));
   const planned = none ? { ...asked, refresh_interval: 1 } : asked;
-  const begins = Math.max(sampler.begins, middle ? MIDDLE_BEGINS : 0);
-  const selective = late && !asked.skipped_steps ? 2 * EVEN * mean : Infinity;
-  const pair = Math.min(sampler.begins ? SHORT_PAIR : Infinity, selective);
+  const selective = late && !asked.skipped_steps;
+  const begins = Math.max(sampler.begins, middle ? MIDDLE_BEGINS : 0, selective ? SELECTIVE_BEGINS : 0);
+  const pair = Math.min(sampler.begins ? SHORT_PAIR : Infinity, selective ? 2 * EVEN * mean : Infinity);
   return planSteps(progress, warmup, planned, window, begins, pair, middle ? 0 : EVEN);
 }
 
