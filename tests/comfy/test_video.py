@@ -35,7 +35,8 @@ def test_presets(video: TinyFamily, preset: str) -> None:
     if preset == "paper":  # nobody reads a map where whole steps alone are skipped
         assert video.report().partition.grid.shape == GRID
         assert video.report().record()["w"] == 6 and video.report().record()["h"] == 12
-    assert video.report().rows_computed_share < 0.75
+    # Its shift is 8: selective steps are among the short ones alone.
+    assert video.report().rows_computed_share < (0.82 if preset == "paper" else 0.75)
     assert video.report().notes == []
 
 

@@ -27,7 +27,10 @@ SHORT = (
     "Only {steps} steps: they lie so far apart that {steps} of them must be computed. "
     "This pays off from about {enough} steps, or with preset speedup."
 )
-EVEN = "With this sampler presets save only where steps are even, not at a shift of 3 or more. Queue once to see, or set preset to speedup."
+EVEN = (
+    "With this sampler presets save only where steps are even, not at a shift of 3 or more or with scheduler beta. "
+    "Queue once to see, or set preset to speedup."
+)
 LITTLE = "Little or nothing is saved with these settings. Try another preset or another sampler."
 FORGET_SAMPLERS = """async (module) => {
     const rule = await (await app.api.fetchApi("/safe_dit/rule")).json();
@@ -317,7 +320,7 @@ def test_painting_over_everything(page: Frontend) -> None:
     assert widget.part("tool-clear").is_visible(), "or nobody could erase it"
     shoot(page, "state-painted-all")
     take(widget, "clear")
-    assert cautions(widget) == "" and headline(widget).startswith("about 1.4x faster")
+    assert cautions(widget) == "" and headline(widget).startswith("about 1.2x faster")
 
 
 def test_what_ran_in_full_is_not_folded(page: Frontend) -> None:
