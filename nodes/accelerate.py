@@ -30,7 +30,7 @@ TOOLTIP = (
     "fast: about 9. A little further off.",
     "draft: about 8. For trying prompts and seeds; small things may look different.",
     "express: about a fifth of the work. The same prompt, another picture.",
-    "paper: all, but every other one only on 25% of the tokens. For models the node knows.",
+    "paper: all, but up to every other one only on 25% of the tokens. For models the node knows.",
     "speedup: as many times less as the value below says.",
     "custom: by the values below.",
     f"Up to about {SAME_PICTURE:g} times less: the same picture, sooner. Above: the same prompt, another picture.",

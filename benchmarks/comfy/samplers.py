@@ -59,7 +59,7 @@ def main(argv: Sequence[str], name: str = NAME) -> int:
     bench, path = Samplers(arguments), arguments.out / f"{name}.json"
     schedulers = arguments.schedulers or SCHEDULER_NAMES
     columns = ("scheduler", *COLUMNS) if name == SCHEDULES else COLUMNS
-    caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=" or ".join(arguments.schedulers) or "as told", equal=EQUAL_DB)
+    caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=" or ".join(arguments.schedulers) or "as in its column", equal=EQUAL_DB)
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if arguments.resume and path.is_file() else []
     cells = list(itertools.product(schedulers, arguments.samplers or SAMPLER_NAMES, arguments.steps))
     for scheduler, sampler, steps in in_turn(cells, [count for *_, count in cells]):

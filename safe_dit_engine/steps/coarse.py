@@ -22,7 +22,6 @@ SHARE = 0.25
 # On half of so many latent pixels a side models still draw something; on fewer, some fail (PixArt).
 MIN_EDGE = 64
 
-
 LATE = "the run does not begin in noise, and what it begins with would lose its detail"
 TOO_SMALL = "the picture is smaller than {0} x {0} latent pixels"
 NO_PICTURE = "the latent has no two sides to make smaller"

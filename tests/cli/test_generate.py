@@ -134,6 +134,16 @@ def test_compared(name: str, preset: str, saved: dict[str, Path], tmp_path: Path
     assert f"| 1 | {PROMPT} | 3 |" in table and f"Speedup, median: {row['speedup']:.3g}x." in table
 
 
+def test_compared_where_nothing_is_left_out(saved: dict[str, Path], tmp_path: Path) -> None:
+    """PixArt's steps are long but in the first third, so `paper` computes all of 20."""
+    assert main(options(saved["pixart"], "pixart", tmp_path, "--prompt", PROMPT, "--seed", "3", "--preset", "paper", "--compare")) == 0
+    (row,) = result(tmp_path)["rows"]
+    assert row["steps_by_kind"] == planned("pixart", "paper") and row["rows_computed_share"] == 1.0
+    assert row["notes"][0].startswith("Every step is computed, so nothing is saved")
+    ours, dense = (pixels(tmp_path / f"001-seed-3{kind}.png") for kind in ("", "-dense"))
+    assert abs(ours - dense).max() < 1.01 / 255, "the text's mask is left out, which rounds otherwise"
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_pictures_are_those_of_the_pipeline(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
     assert main(options(saved[name], name, tmp_path, "--prompt", PROMPT, "--seed", "5", "--preset", "fast", "--compare")) == 0
