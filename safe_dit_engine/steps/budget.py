@@ -37,9 +37,10 @@ GROWTH = 1.15
 SHORT_STEP, SHORT_PAIR = 0.0525, 0.125
 # Where steps are long in the middle, and the run is slow at both ends, presets begin late and leave out one step at a time.
 MIDDLE_BEGINS = 0.2
-# Presets leave out several steps in a row only where these are at most so many times as long as the mean one; where a run has long steps
-# late, selective steps are no longer either, and begin late.
-EVEN, SELECTIVE_BEGINS = 1.15, 0.3
+# Presets leave out several steps in a row only where these are at most so many times as long as the mean one.
+EVEN = 1.15
+# Where a run has long steps late, selective steps begin late and are, with the one before, at most so many times as long as the mean one.
+SELECTIVE_BEGINS, SELECTIVE_SHORT = 0.3, 0.9
 
 
 def plan_run(
@@ -60,7 +61,7 @@ def plan_run(
     begins, even = (max(sampler.begins, MIDDLE_BEGINS), 0.0) if middle else (sampler.begins, EVEN)
     pair = SHORT_PAIR if sampler.begins else math.inf
     if late and not schedule.skipped_steps:
-        begins, pair = max(begins, SELECTIVE_BEGINS), min(pair, 2.0 * EVEN * mean)
+        begins, pair = max(begins, SELECTIVE_BEGINS), min(pair, 2.0 * SELECTIVE_SHORT * mean)
     return plan_steps(progress, warmup, schedule, window, begins, pair, even)
 
 

@@ -186,7 +186,8 @@ def why_full(progress: Sequence[float], sampler: str, spaced: float) -> str:
         return "the noise level does not fall along this run, as when a picture is turned back into noise"
     if not spaced:
         return "the settings leave no step for it"
-    return f"with {steps} steps they lie so far apart that leaving one out may cost more than asking for fewer"
+    where = "the later ones are so long, as with a high shift," if long_late(progress) else "they lie so far apart"
+    return f"with {steps} steps {where} that leaving one out may cost more than asking for fewer"
 
 
 def long_late(progress: Sequence[float]) -> bool:

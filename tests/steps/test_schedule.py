@@ -110,7 +110,7 @@ def plan_of(preset: str, progress: tuple[float, ...], coarse: bool = True) -> tu
 @pytest.mark.parametrize("shift", [1.0, 2.0, 3.0, 6.0, 12.0])
 def test_few_steps_are_all_computed_and_many_are_not(preset: str, shift: float) -> None:
     plans = [plan_of(preset, even_progress(total, shift)) for total in range(1, 51)]
-    few, enough = (5, 14) if shift < 3.0 else (19, 19)  # where later steps are long, all of up to 19 are computed
+    few, enough = (5, 14) if shift < 3.0 else (19, 21 if preset == "paper" else 19)  # long later steps: all of up to 19 are computed
     assert preset == "express" or all(kind.full for plan in plans[:few] for kind in plan)
     assert all(any(not kind.full for kind in plan) for plan in plans[enough:])
 
@@ -288,7 +288,8 @@ def test_a_run_that_is_slow_at_both_ends_is_left_alone_there(preset: str) -> Non
     assert all(set(plan) <= {"w", "r"} for steps, plan in plans.items() if steps < 20)
     for steps in range(20, 51):
         left_out = [step for step, kind in enumerate(plans[steps]) if kind in "-s"]
-        assert left_out and left_out[0] >= 0.2 * steps - 1e-9, plans[steps]
+        assert left_out or (preset, steps) == ("paper", 20)
+        assert min(left_out, default=steps) >= 0.2 * steps - 1e-9, plans[steps]
         assert all(after > before + 1 for before, after in itertools.pairwise(left_out)), plans[steps]
     assert preset == "paper" or plans[20] == "wwww-r-r-r-r-r-r-r-r"
 
@@ -298,14 +299,14 @@ def test_a_run_that_is_slow_at_both_ends_is_left_alone_there(preset: str) -> Non
 @pytest.mark.parametrize("steps", [20, 30, 50])
 def test_selective_steps_are_not_among_the_long_ones(shift: float, scheduler: str, steps: int) -> None:
     """`paper`, euler, normal, shift 3: 0.8 and 0.4 dB below fewer steps with 20 and 30, 5.4 and 7.4 ahead without those; linear_quadratic,
-    30 steps: 5.6 below, 21.9 ahead."""
+    30 steps: 5.6 below, 21.9 ahead. simple, shift 6, 20 steps: with a fourth selective step one picture was 6.5 below."""
     even, quadratic = even_progress(steps, shift), tuple((step / steps) ** 2 for step in range(steps + 1))
     runs = {"simple": even, "normal": with_tiny_last_step(even), "beta": slow_at_both_ends(steps), "linear_quadratic": quadratic}
     run = runs[scheduler]
     plan = kinds(plan_of("paper", run))
     selective = [step for step, kind in enumerate(plan) if kind == "s"]
-    assert selective and all(run[step + 1] - run[step - 1] <= 2.3 / (len(run) - 1) + 1e-5 for step in selective), plan
-    assert selective[0] >= 0.3 * steps or run[selective[0]] > 0.3, plan
+    assert all(run[step + 1] - run[step - 1] <= 1.8 / (len(run) - 1) + 1e-5 for step in selective), plan
+    assert not selective or selective[0] >= 0.3 * steps or run[selective[0]] > 0.3, plan
 
 
 @pytest.mark.parametrize("preset", ["quality", "balanced", "fast", "draft", "paper"])

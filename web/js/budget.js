@@ -28,6 +28,7 @@ const SHORT_STEP = 0.0525;
 const SHORT_PAIR = 0.125;
 const EVEN = 1.15;
 const SELECTIVE_BEGINS = 0.3;
+const SELECTIVE_SHORT = 0.9;
 const LONG_LATE = 1.1;
 const MIDDLE_BEGINS = 0.2;
 const BEGIN = 0.05;
@@ -70,7 +71,7 @@ function planSpaced(progress, warmup, asked, sampler, window) {
   const planned = none ? { ...asked, refresh_interval: 1 } : asked;
   const selective = late && !asked.skipped_steps;
   const begins = Math.max(sampler.begins, middle ? MIDDLE_BEGINS : 0, selective ? SELECTIVE_BEGINS : 0);
-  const pair = Math.min(sampler.begins ? SHORT_PAIR : Infinity, selective ? 2 * EVEN * mean : Infinity);
+  const pair = Math.min(sampler.begins ? SHORT_PAIR : Infinity, selective ? 2 * SELECTIVE_SHORT * mean : Infinity);
   return planSteps(progress, warmup, planned, window, begins, pair, middle ? 0 : EVEN);
 }
 
