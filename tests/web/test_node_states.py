@@ -12,8 +12,8 @@ from devtools.server import PACK_NAME
 from safe_dit_engine.presets import PRESETS
 
 from .conftest import QUEUE, Frontend, read_workflow
-from .graphs import fresh_seed, id_of, sampled
-from .widget import Widget, change, opened, place, roomy, shoot, take
+from .graphs import LARGE, fresh_seed, id_of, sampled
+from .widget import Widget, change, opened, paint_rows, roomy, shoot, take
 
 NODE = 4
 BY_HAND = ["keep_ratio", "refresh_interval", "warmup_steps", "forecast", "early_refresh", "skipped_steps", "corrector", "coarse_steps"]
@@ -308,19 +308,19 @@ def test_an_interrupted_run_says_so(page: Frontend) -> None:
 
 def test_painting_over_everything(page: Frontend) -> None:
     widget = roomy(page)
-    change(page, NODE, "preset", "paper")
+    sampled(page, preset="paper", steps=20, **LARGE)
+    widget.wait(lambda widget: headline(widget).startswith("1."))
     take(widget, "paint", "sensitive")
-    for row in range(16):
-        page.page.mouse.move(*place(widget, 0, row))
-        page.page.mouse.down()
-        page.page.mouse.move(*place(widget, 15, row), steps=3)
-        page.page.mouse.up()
-    assert "Your painting covers everything, so every token is computed" in cautions(widget)
-    assert headline(widget).startswith("not faster")
+    paint_rows(page, widget, range(14))
+    widget.wait(lambda widget: cautions(widget) == "Your painting covers so much that little is saved. Erase a part of it to save time.")
+    paint_rows(page, widget, range(16))  # all, for the sentence may have moved the map
+    widget.wait(lambda widget: cautions(widget).startswith("Your painting covers everything, so every token is computed."))
+    sampled(page, preset="paper", steps=20, **LARGE)
+    widget.wait(lambda widget: headline(widget).startswith("not faster"))
     assert widget.part("tool-clear").is_visible(), "or nobody could erase it"
     shoot(page, "state-painted-all")
     take(widget, "clear")
-    assert cautions(widget) == "" and headline(widget).startswith("about 1.2x faster")
+    widget.wait(lambda widget: cautions(widget) == "Computed in full, because every token is painted as sensitive.")
 
 
 def test_what_ran_in_full_is_not_folded(page: Frontend) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,16 @@ def place(widget: Widget, column: float, row: float, grid: tuple[int, int] = (16
     fit = min(box["width"] / grid[0], box["height"] / grid[1])
     left, top = box["x"] + (box["width"] - fit * grid[0]) / 2, box["y"] + (box["height"] - fit * grid[1]) / 2
     return left + (column + 0.5) * fit, top + (row + 0.5) * fit
+
+
+def paint_rows(page: Frontend, widget: Widget, rows: Iterable[int]) -> None:
+    """Draw over whole rows of 16 tokens."""
+    mouse = page.page.mouse
+    for row in rows:
+        mouse.move(*place(widget, 0, row))
+        mouse.down()
+        mouse.move(*place(widget, 15, row), steps=3)
+        mouse.up()
 
 
 def take(widget: Widget, *tools: str) -> None:

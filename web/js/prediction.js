@@ -63,8 +63,8 @@ export function predict(node, painting, run, id) {
   const done = keep >= 1 ? plan.map((kind) => (isFull(kind) ? kind : "refresh")) : plan;
   const share = predictedShare(done, keep, rule.costs);
   const paints = plan.includes("selective");
-  const covered = keep >= 1 && values.keep_ratio < 1 && paints;
-  const cure = covered ? { name: "paintedAll" } : 1 / share < LITTLE ? cureOf(values, done, ahead, seen) : null;
+  const painted = paints && paintedOver(values.keep_ratio, keep, plan, share);
+  const cure = painted || (1 / share < LITTLE ? cureOf(values, done, ahead, seen) : null);
   return { plan: done, share, steps: seen ? done.length : ahead.steps, exact: Boolean(seen), subject, step: times.steps.get(subject.cost) ?? null, paints, cure };
 }
 
@@ -105,6 +105,14 @@ function planOf(values, levels, { costs }) {
 }
 
 // Where little is saved
+
+/** Where it is the painting alone that nothing is saved for. @param {number} asked @param {number} keep @param {import("./plan.js").Kind[]} plan @param {number} share @returns {Cure | null} */
+function paintedOver(asked, keep, plan, share) {
+  if (asked >= 1 || keep <= asked) return null;
+  if (keep >= 1) return { name: "paintedAll" };
+  const without = predictedShare(plan, asked, /** @type {Rule} */ (rule).costs);
+  return 1 / share < LITTLE && 1 / without >= LITTLE ? { name: "paintedMuch" } : null;
+}
 
 /** @param {Record<string, any>} values @param {import("./plan.js").Kind[]} plan @param {Ahead} ahead @param {import("./codec.js").Levels | null} seen @returns {Cure} */
 function cureOf(values, plan, ahead, seen) {
