@@ -59,7 +59,8 @@ def main(argv: Sequence[str], name: str = NAME) -> int:
     bench, path = Samplers(arguments), arguments.out / f"{name}.json"
     schedulers = arguments.schedulers or SCHEDULER_NAMES
     columns = ("scheduler", *COLUMNS) if name == SCHEDULES else COLUMNS
-    caption = CAPTION.format(size=SIZE, cfg=CFG, scheduler=" or ".join(arguments.schedulers) or "as in its column", equal=EQUAL_DB)
+    named = " or ".join(arguments.schedulers) or "as in its column"
+    caption = CAPTION.format(size=SIZE, cfg=arguments.cfg, scheduler=named, equal=EQUAL_DB)
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if arguments.resume and path.is_file() else []
     cells = list(itertools.product(schedulers, arguments.samplers or SAMPLER_NAMES, arguments.steps))
     for scheduler, sampler, steps in in_turn(cells, [count for *_, count in cells]):
@@ -107,6 +108,7 @@ def parse(argv: Sequence[str], name: str) -> argparse.Namespace:
     steps = {NAME: [6, 8, 12, 20], FEW_STEPS: [6, 8, 10, 12, 15, 16, 20, 30], SCHEDULES: [8, 12, 20, 30]}[name]
     parser.add_argument("--steps", nargs="+", type=at_least(1), default=steps, help="sampling steps")
     parser.add_argument("--shift", type=at_least(0.01, float), default=2.0, help="of the noise schedule; the model's own is 2")
+    parser.add_argument("--cfg", type=at_least(1.0, float), default=CFG, help="guidance")
     parser.add_argument("--scenes", type=at_least(2), default=12 if name == FEW_STEPS else 3, help="how many captions")
     parser.add_argument("--seeds", type=at_least(1), default=1 if name == NAME else 2, help="pictures of each scene")
     parser.add_argument("--resume", action="store_true", help="keep the cells that DIR has")
@@ -130,7 +132,7 @@ class Samplers:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._bench, self._shift, self._shot = Bench(arguments.device), arguments.shift, shot_of(arguments)
-        self._bench.model = shifted(self._bench.model, arguments.shift)
+        self._bench.model, self._bench.cfg = shifted(self._bench.model, arguments.shift), arguments.cfg
         self._full: dict[tuple[str, str, int], Sample] = {}
 
     def measure(self, cell: Cell, presets: Sequence[str], scheduler: str = SCHEDULER) -> Iterator[dict[str, Any]]:

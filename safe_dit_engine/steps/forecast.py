@@ -107,10 +107,14 @@ class Forecaster:
     """
 
     def __init__(self, forecast: float, corrector: bool) -> None:
-        self._forecast = forecast
+        self.forecast = forecast
         self._corrects = corrector
         self._line: Line | None = None
         self._corrector: Corrector | None = None
+
+    def forget(self) -> None:
+        """Nothing that was computed so far counts any more."""
+        self._line = self._corrector = None
 
     @property
     def ready(self) -> bool:
@@ -136,7 +140,7 @@ class Forecaster:
     def selected(self, value: Tensor, sigma: float, weight: float, fresh: Tensor, trust: float = 1.0) -> Tensor:
         """Note a prediction computed at pixels `fresh` (bool `[B, 1, H, W]`) only; returns it with the rest filled in."""
         assert self._line is not None
-        result = torch.where(fresh, value, self._line.extrapolate(sigma, self._forecast * trust))
+        result = torch.where(fresh, value, self._line.extrapolate(sigma, self.forecast * trust))
         self._line = self._line.advanced(value, sigma).where(fresh, self._line)
         if self._corrector is not None:
             self._corrector.give(result, sigma, weight, torch.where(fresh, SENSITIVE_ERROR, 1.0))
@@ -145,7 +149,7 @@ class Forecaster:
     def skipped(self, sigma: float, weight: float, trust: float = 1.0) -> Tensor:
         """The prediction at noise level `sigma` when nothing was computed."""
         assert self._line is not None
-        result = self._line.extrapolate(sigma, self._forecast * trust)
+        result = self._line.extrapolate(sigma, self.forecast * trust)
         if self._corrector is not None:
             self._corrector.give(result, sigma, weight)
         return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 
 from torch import Tensor
 
@@ -12,6 +11,9 @@ from .forecast import Forecaster, weight_of
 from .plan import MAX_REFRESH_INTERVAL, ScheduleConfig, reaches, trust
 from .samplers import Sampler
 
+# Without guidance predictions move evenly: what is not computed follows the line through the last two by so much, over wide gaps too
+# (docs/experiments.md, part 30).
+UNGUIDED = 0.6
 # After another prompt came in force, on the demo model with one, two and three steps in full (mean of 15 pictures): 25, 27 and 31 dB.
 STEPS_AFTER_CHANGE = 3
 
@@ -39,8 +41,9 @@ class Skipping:
         self._interval, self._spaced = MAX_REFRESH_INTERVAL if schedule.speedup else schedule.refresh_interval, schedule.spaced
         self._by_budget = schedule.speedup > 0
         self._explain = explain
-        self._new = partial(Forecaster, schedule.forecast if sampler.forecast else 0.0, schedule.corrector and sampler.corrector)
-        self._forecaster = self._new()
+        self._by_preset = self._by_budget or self._spaced > 0.0
+        self._fades, self._follows = self._spaced > 0.0, sampler.forecast
+        self._forecaster = Forecaster(schedule.forecast if sampler.forecast else 0.0, schedule.corrector and sampler.corrector)
         self._conditionings: Hashable = None
         self._full_steps_left = 0
         self._all_arrive = True
@@ -49,7 +52,12 @@ class Skipping:
 
     def start_over(self) -> None:
         """Nothing that was computed so far counts any more."""
-        self._forecaster = self._new()
+        self._forecaster.forget()
+
+    def unguided(self) -> None:
+        """Predictions are the prompt's alone, not moved away from a negative prompt's. Values given by hand are taken as they are."""
+        if self._follows and self._by_preset:
+            self._fades, self._forecaster.forecast = False, UNGUIDED
 
     def arrive(self, before: int, step: int, conditionings: Hashable) -> bool:
         """An evaluation of `step` begins, after one of the step `before`, under these `conditionings`; True: it must run in full.
@@ -111,4 +119,4 @@ class Skipping:
 
     def _trust(self, end: int) -> float:
         """How far to believe the line from the last full step to the level `end`."""
-        return trust(self._progress, self._last_full or 0, end, self._spaced) if self._spaced else 1.0
+        return trust(self._progress, self._last_full or 0, end, self._spaced) if self._fades else 1.0

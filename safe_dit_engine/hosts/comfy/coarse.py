@@ -36,7 +36,7 @@ def _reasons(conds: list[Mapping[str, Any]], model_options: dict[str, Any]) -> I
     options = model_options.get("transformer_options", {})
     if model_options.get("context_handler") is not None:
         yield "context windows slide over the latent"
-    if any(model_options.get(name) for name in GUIDANCE) or _foreign_post_cfg(model_options):
+    if guides(model_options):
         yield "another node works on the guidance"
     if any(functions for functions in options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values()):
         yield "another node patches blocks of the model"
@@ -50,9 +50,11 @@ def _foreign_wrappers(model_options: dict[str, Any]) -> Iterator[str]:
     yield from (key for kind in WRAPPED for key, found in wrappers.get(kind, {}).items() if found and key not in ANY_SIZE)
 
 
-def _foreign_post_cfg(model_options: dict[str, Any]) -> bool:
+def guides(model_options: Mapping[str, Any]) -> bool:
+    """Whether another node works on the guidance."""
     functions = model_options.get("sampler_post_cfg_function", ())
-    return any(not getattr(function, "safe_dit", False) for function in functions)
+    foreign = any(not getattr(function, "safe_dit", False) for function in functions)
+    return foreign or any(model_options.get(name) for name in GUIDANCE)
 
 
 def _pictures(model_conds: Mapping[str, Any]) -> Iterator[str]:

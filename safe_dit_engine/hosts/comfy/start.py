@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...steps.levels import progress_of
 from ...steps.plan import ScheduleConfig, window_of_sigmas
 from ...steps.samplers import find_sampler
 from ...tokens.partition import PartitionConfig
+from .coarse import guides
 from .sampler import SelectiveSampler, function_name
 
 
@@ -41,9 +43,19 @@ def start_run(
         sampler=find_sampler(name),
         parts=lambda level: _parts(sampling, [level])[0],
     )
+    if unguided(guider):
+        run.unguided()
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
     return run
+
+
+def unguided(guider: Any) -> bool:
+    """Whether a prediction is the positive prompt's alone: CFG 1, or a guider without a negative prompt."""
+    from comfy.samplers import CFGGuider
+
+    plain = getattr(type(guider), "predict_noise", None) is CFGGuider.predict_noise  # others guide in ways of their own
+    return plain and math.isclose(guider.cfg, 1.0) and not guides(guider.model_options)
 
 
 def _parts(sampling: Any, levels: list[float]) -> list[tuple[float, float]]:

@@ -17,7 +17,7 @@ from ...run import Run
 from ...selective.memory import MEMORY_ERRORS, is_out_of_memory
 from ...selective.model_call import ModelCall
 from ..compiling import FROZEN, UNCOMPILED, leaves_graphs
-from .guidance import NEGATIVE
+from .guidance import NEGATIVE, PROMPT
 
 # Pipelines that put the prompt before the negative one, where both run in one batch; the others do the reverse.
 PROMPT_FIRST = frozenset({"LuminaNextDiT2DModel", "ZImageTransformer2DModel"})
@@ -53,6 +53,11 @@ class Calls:
     def begin(self) -> None:
         """An evaluation begins."""
         self.count = 0
+
+    @property
+    def of_prompt_alone(self) -> bool:
+        """Whether the last evaluation was one prediction, with the prompt, so that nothing guides it."""
+        return not self._attends_apart and self.roles == [[PROMPT]]
 
     def known(self) -> bool:
         """Whether the last evaluation had as many calls as this one will have with the next."""

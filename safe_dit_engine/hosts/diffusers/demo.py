@@ -178,7 +178,8 @@ class DemoPipeline(DiffusionPipeline):
         if height % (2 * CELL) or width % (2 * CELL):
             raise ValueError(f"`height` and `width` are {height} and {width}; give multiples of {2 * CELL}.")
         captions = [prompt] if isinstance(prompt, str) else prompt
-        text = self.text_encoder(caption_ids([negative_prompt] * len(captions) + captions, self.transformer.device))
+        negatives = [] if guidance_scale == 1.0 else [negative_prompt] * len(captions)
+        text = self.text_encoder(caption_ids(negatives + captions, self.transformer.device))
         latents = self.prepare_latents(len(captions), height, width, generator)
         set_levels(self.scheduler, num_inference_steps, self.transformer.device)
         for timestep in self.progress_bar(self.scheduler.timesteps):
@@ -188,18 +189,20 @@ class DemoPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _next(self, latents: Tensor, timestep: Tensor, text: Tensor, guidance_scale: float, generator: torch.Generator | None) -> Tensor:
-        both = torch.cat([latents, latents])
+        conds = len(text) // len(latents)
+        copies = torch.cat([latents] * conds)
         found = self.transformer(
-            hidden_states=both,
-            timestep=(1 - timestep / self.scheduler.config.num_train_timesteps).expand(len(both)),
+            hidden_states=copies,
+            timestep=(1 - timestep / self.scheduler.config.num_train_timesteps).expand(len(copies)),
             encoder_hidden_states=text,
             encoder_attention_mask=torch.ones(text.shape[:2], dtype=torch.int64, device=text.device),
             return_dict=False,
         )[0]
-        plain, asked = (-found).chunk(2)
+        *plain, asked = (-found).chunk(conds)
+        guided = plain[0] + guidance_scale * (asked - plain[0]) if plain else asked
         # Schedulers that add noise take the generator, the others do not know it.
         options = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
-        return self.scheduler.step(plain + guidance_scale * (asked - plain), timestep, latents, return_dict=False, **options)[0]
+        return self.scheduler.step(guided, timestep, latents, return_dict=False, **options)[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str) -> Any:

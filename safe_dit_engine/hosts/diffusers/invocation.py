@@ -209,6 +209,8 @@ class Invocation:
         assert run is not None
         prediction = prediction_of(self._scheduler, run.evaluation.sigma)
         assert prediction is not None
+        if not run.report.evaluations and self._calls.of_prompt_alone:
+            run.unguided()
         # A model that predicts its variance, too, puts it behind.
         mean, *variance = model_output.split(sample.shape[1], dim=1)
         if self._stand_in is None:
