@@ -130,11 +130,6 @@ class Run:
         assert self.backbone is not None
         return self.backbone.edge(self.module)
 
-    def unguided(self) -> None:
-        """The host's word that predictions are the prompt's alone, as at CFG 1. After coarse steps the line is not one to follow."""
-        if StepKind.COARSE not in self.plan:
-            self.skipping.unguided()
-
     def compute_all(self, reason: str) -> None:
         """Leave out nothing from the next evaluation on; `reason`: the end of a sentence."""
         if not all(kind.full for kind in self.plan):

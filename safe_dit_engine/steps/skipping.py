@@ -43,7 +43,8 @@ class Skipping:
         self._explain = explain
         self._by_preset = self._by_budget or self._spaced > 0.0
         self._fades, self._follows = self._spaced > 0.0, sampler.forecast
-        self._forecaster = Forecaster(schedule.forecast if sampler.forecast else 0.0, schedule.corrector and sampler.corrector)
+        self._forecast = schedule.forecast if sampler.forecast else 0.0
+        self._forecaster = Forecaster(self._forecast, schedule.corrector and sampler.corrector)
         self._conditionings: Hashable = None
         self._full_steps_left = 0
         self._all_arrive = True
@@ -107,6 +108,7 @@ class Skipping:
         """What the sampler is to get for a prediction `[B, C, h, w]` that was computed on a smaller picture than `size` (H, W)."""
         if self._by_budget:
             self._explain(ANOTHER_PICTURE, False)
+        self._forecaster.forecast = self._forecast  # the line would lead on to the detail that the next full step adds
         last = self._forecaster.last
         return self.refreshed(step, sigma, enlarge(coarse, size) if last is None else with_detail(coarse, last))
 

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safe_dit_engine.steps.forecast import MAX_REACH, Forecaster, weight_of
+from safe_dit_engine.steps.levels import flow_progress
+from safe_dit_engine.steps.plan import ScheduleConfig
+from safe_dit_engine.steps.samplers import EULER, Sampler
+from safe_dit_engine.steps.skipping import UNGUIDED, Skipping
 
 SHAPE = (1, 2, 4, 4)
 SIGMAS = [1.0, 0.9, 0.8, 0.65, 0.5, 0.3, 0.1, 0.0]
@@ -108,3 +112,28 @@ def test_weight_is_eulers(sigma: float, following: float) -> None:
         assert weight_of(sigma, following) == 0.0
     else:
         assert math.isclose(weight_of(sigma, following) * following, 1.0 - following / sigma)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sampler", "coarse", "amount"),
+    [
+        (ScheduleConfig(2, forecast=0.2, skipped_steps=1, spaced=1.0), EULER, False, UNGUIDED),
+        (ScheduleConfig(speedup=1.5), EULER, False, UNGUIDED),
+        (ScheduleConfig(speedup=5.0), EULER, True, 0.0),
+        (ScheduleConfig(2, forecast=0.2, skipped_steps=1), EULER, False, 0.2),
+        (ScheduleConfig(2, forecast=0.2, skipped_steps=1, spaced=1.0), Sampler(), False, 0.0),
+    ],
+    ids=["preset", "speedup", "after coarse steps", "by hand", "a sampler without forecast"],
+)
+def test_without_guidance_what_is_skipped_follows_the_line(schedule: ScheduleConfig, sampler: Sampler, coarse: bool, amount: float) -> None:
+    sigmas = (1.0, 0.9, 0.8, 0.7, 0.0)
+    skipping = Skipping(sigmas, flow_progress(sigmas), schedule, sampler, lambda sentence, warning: None)
+    skipping.unguided()
+    if coarse:
+        skipping.enlarged(0, 1.0, line(1.0)[..., ::2, ::2], SHAPE[-2:])
+    first = int(coarse)
+    for step in (first, first + 1):
+        skipping.refreshed(step, sigmas[step], line(sigmas[step]))
+    step = first + 2
+    found = skipping.stand_in(step, sigmas[step])
+    assert torch.allclose(found, line(sigmas[step - 1] + amount * (sigmas[step] - sigmas[step - 1])))

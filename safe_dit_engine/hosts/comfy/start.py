@@ -44,7 +44,7 @@ def start_run(
         parts=lambda level: _parts(sampling, [level])[0],
     )
     if unguided(guider):
-        run.unguided()
+        run.skipping.unguided()
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
     return run

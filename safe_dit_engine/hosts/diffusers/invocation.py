@@ -210,7 +210,7 @@ class Invocation:
         prediction = prediction_of(self._scheduler, run.evaluation.sigma)
         assert prediction is not None
         if not run.report.evaluations and self._calls.of_prompt_alone:
-            run.unguided()
+            run.skipping.unguided()
         # A model that predicts its variance, too, puts it behind.
         mean, *variance = model_output.split(sample.shape[1], dim=1)
         if self._stand_in is None:
