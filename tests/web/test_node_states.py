@@ -309,14 +309,15 @@ def test_an_interrupted_run_says_so(page: Frontend) -> None:
 def test_painting_over_everything(page: Frontend) -> None:
     widget = roomy(page)
     sampled(page, preset="paper", steps=20, **LARGE)
-    widget.wait(lambda widget: headline(widget).startswith("1."))
+    widget.wait(lambda widget: "(12 of 20 steps in full)" in widget.text())
     take(widget, "paint", "sensitive")
     paint_rows(page, widget, range(14))
     widget.wait(lambda widget: cautions(widget) == "Your painting covers so much that little is saved. Erase a part of it to save time.")
     paint_rows(page, widget, range(16))  # all, for the sentence may have moved the map
     widget.wait(lambda widget: cautions(widget).startswith("Your painting covers everything, so every token is computed."))
     sampled(page, preset="paper", steps=20, **LARGE)
-    widget.wait(lambda widget: headline(widget).startswith("not faster"))
+    widget.wait(lambda widget: "(20 of 20 steps in full)" in widget.text())
+    assert headline(widget).startswith("not faster")
     assert widget.part("tool-clear").is_visible(), "or nobody could erase it"
     shoot(page, "state-painted-all")
     take(widget, "clear")
