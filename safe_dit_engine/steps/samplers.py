@@ -28,8 +28,9 @@ class Sampler:
 
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
-    to first order, and where it was measured pictures are closer with it. `forecast`: whether to go along the line through the last two
-    predictions. `full`: why every step is computed, as the end of a sentence; empty where steps may be skipped.
+    to first order; with euler pictures are closer with it, with some multistep samplers farther (docs/experiments.md, part 26).
+    `forecast`: whether to go along the line through the last two predictions. `full`: why every step is computed, as the end of a
+    sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
     of the progress, whichever comes first, before which they leave nothing out; `even`: whether they leave something out only where the

@@ -41,8 +41,8 @@ class Skipping:
         self._interval, self._spaced = MAX_REFRESH_INTERVAL if schedule.speedup else schedule.refresh_interval, schedule.spaced
         self._by_budget = schedule.speedup > 0
         self._explain = explain
-        self._by_preset = self._by_budget or self._spaced > 0.0
-        self._fades, self._follows = self._spaced > 0.0, sampler.forecast
+        self._fades = self._spaced > 0.0
+        self._may_follow = sampler.forecast and (self._by_budget or self._fades)
         self._forecast = schedule.forecast if sampler.forecast else 0.0
         self._forecaster = Forecaster(self._forecast, schedule.corrector and sampler.corrector)
         self._conditionings: Hashable = None
@@ -57,7 +57,7 @@ class Skipping:
 
     def unguided(self) -> None:
         """Predictions are the prompt's alone, not moved away from a negative prompt's. Values given by hand are taken as they are."""
-        if self._follows and self._by_preset:
+        if self._may_follow:
             self._fades, self._forecaster.forecast = False, UNGUIDED
 
     def arrive(self, before: int, step: int, conditionings: Hashable) -> bool:

@@ -15,6 +15,7 @@ from safe_dit_engine.hosts.diffusers.guidance import UNPAIRED, combination, cond
 from safe_dit_engine.hosts.diffusers.pipeline import apply, preset
 from safe_dit_engine.presets import SafeConfig
 from safe_dit_engine.steps.plan import ScheduleConfig
+from safe_dit_engine.steps.skipping import Skipping
 from safe_dit_engine.tokens.partition import PartitionConfig, Signal
 
 from ..support.diffusers_pipelines import HEIGHT, MANY, SIDE, STEPS, Tiny, lets_skip, noise, selective, tiny_of
@@ -231,3 +232,19 @@ def test_cond_pair() -> None:
         assert pair is not None and torch.equal(pair[0], cond) and torch.equal(pair[1], uncond)
     assert cond_pair([(cond,)], [[0]], cond.shape) is None
     assert cond_pair([(batch,), (cond,)], [[1, 0], [1]], cond.shape) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "unguided"),
+    [("flux", 1, True), ("flux", 2, True), ("flux, true cfg", 1, False), ("sd3", 1, False), ("z-image", 2, False)],
+)
+def test_a_run_is_unguided_where_the_prompt_alone_is_predicted(
+    name: str, images: int, unguided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, told = tiny_of(name), list[bool]()
+    tiny.inputs |= {**OWN.get(name, {}), "num_images_per_prompt": images}
+    monkeypatch.setattr(Skipping, "unguided", lambda skipping: told.append(True))
+    for _ in range(2):  # a second call is told again
+        with apply(tiny.pipe, preset("balanced")):
+            tiny.sample()
+    assert told == [True, True] * unguided

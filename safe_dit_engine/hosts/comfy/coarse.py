@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .conds import active_at
 from .demo import ROPE_KEY
+from .guidance import others_guide
 from .sampler import KEY
 
 # Of a cond: what has the latent's size, and what to call it.
 SIZED = {"area": "a prompt has an area", "mask": "a prompt has a mask", "control": "a ControlNet is used", "gligen": "GLIGEN is used"}
-GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_calc_cond_batch_function")
 # Of four dimensions, and no picture: text features of several layers.
 TEXT = frozenset({"encoder_hidden_states_llama3"})
 # Wrappers that are at home on any size: ours, the demo model's, ComfyUI's own for torch.compile.
@@ -36,7 +36,7 @@ def _reasons(conds: list[Mapping[str, Any]], model_options: dict[str, Any]) -> I
     options = model_options.get("transformer_options", {})
     if model_options.get("context_handler") is not None:
         yield "context windows slide over the latent"
-    if guides(model_options):
+    if others_guide(model_options):
         yield "another node works on the guidance"
     if any(functions for functions in options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values()):
         yield "another node patches blocks of the model"
@@ -48,13 +48,6 @@ def _foreign_wrappers(model_options: dict[str, Any]) -> Iterator[str]:
         yield "model_function_wrapper"
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     yield from (key for kind in WRAPPED for key, found in wrappers.get(kind, {}).items() if found and key not in ANY_SIZE)
-
-
-def guides(model_options: Mapping[str, Any]) -> bool:
-    """Whether another node works on the guidance."""
-    functions = model_options.get("sampler_post_cfg_function", ())
-    foreign = any(not getattr(function, "safe_dit", False) for function in functions)
-    return foreign or any(model_options.get(name) for name in GUIDANCE)
 
 
 def _pictures(model_conds: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from ...steps.levels import progress_of
 from ...steps.plan import ScheduleConfig, window_of_sigmas
 from ...steps.samplers import find_sampler
 from ...tokens.partition import PartitionConfig
-from .coarse import guides
+from .guidance import unguided
 from .sampler import SelectiveSampler, function_name
 
 
@@ -48,14 +47,6 @@ def start_run(
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
     return run
-
-
-def unguided(guider: Any) -> bool:
-    """Whether a prediction is the positive prompt's alone: CFG 1, or a guider without a negative prompt."""
-    from comfy.samplers import CFGGuider
-
-    plain = getattr(type(guider), "predict_noise", None) is CFGGuider.predict_noise  # others guide in ways of their own
-    return plain and math.isclose(guider.cfg, 1.0) and not guides(guider.model_options)
 
 
 def _parts(sampling: Any, levels: list[float]) -> list[tuple[float, float]]:

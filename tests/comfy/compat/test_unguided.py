@@ -95,7 +95,7 @@ def test_values_given_by_hand_are_taken_as_they_are(unguided: Unguided, preset: 
 
 
 def test_what_counts_as_unguided(unguided: Unguided) -> None:
-    told, model = unguided.comfy.engine("hosts.comfy.start").unguided, unguided.demo.model
+    told, model = unguided.comfy.engine("hosts.comfy.guidance").unguided, unguided.demo.model
     prompt, empty = unguided.demo.prompt(3), unguided.demo.prompt(None)
     assert told(unguided.cfg(model)) and not told(unguided.cfg(model, 1.01)) and not told(unguided.cfg(model, 0.0))
     dual = {"cond1": prompt, "cond2": prompt, "negative": empty, "cfg_conds": 1.0, "cfg_cond2_negative": 1.0, "style": "regular"}
