@@ -48,7 +48,7 @@ class Run:
     `sigmas`: noise levels, the last one the end of the run. `window`: half-open range of steps that need not be computed in full.
     `backbones`: the host's table of model families. `progress`: how far the run has come at each level (steps/levels.py; default: as in a
     flow-matching model). `sampler`: what it makes of a prediction (default: Euler's method). `parts`: see coarse.py; None: the host cannot
-    run a smaller latent.
+    run a smaller latent. `in_full`: why every step is to be computed, as the end of a sentence; empty where the host knows nothing of it.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Run:
         progress: Sequence[float] | None = None,
         sampler: Sampler = EULER,
         parts: Parts | None = flow_parts,
+        in_full: str = "",
     ) -> None:
         self.config, self.sigmas, self.module = config, tuple(sigmas), module
         self.ledger = MaskLedger(config.masks, bracketed=True)
@@ -70,7 +71,7 @@ class Run:
         self.latent = LatentShape(latent_shape[0], latent_shape[2:])
         asked, partitioning = config.schedule or ScheduleConfig(refresh_interval=1), config.partition or PartitionConfig()
         progress = tuple(progress) if progress is not None else flow_progress(self.sigmas)
-        schedule, window = sampler.limit(asked), (0, 0) if sampler.full else window
+        schedule, window = sampler.limit(asked), (0, 0) if in_full or sampler.full else window
         fit = _fit_of(config, module, latent_shape, backbones)
         self.backbone, self.parts = fit.backbone, parts
         no_coarse = why_not(self.latent.spatial, progress[0], parts, 1 if fit.backbone is None else fit.backbone.smallest)
@@ -89,7 +90,7 @@ class Run:
         self._nan: Tensor | None = None
         self.evaluation = Evaluation(self, 0, self.sigmas[0])
         if _asks_to_leave_out(config, self._keeps_less):
-            why = why_full(progress, sampler.why_full(asked, progress), asked.spaced)
+            why = in_full or why_full(progress, sampler.why_full(asked, progress), asked.spaced)
             for sentence in what_is_missed(self.plan, asked, why, no_coarse):
                 self.note(sentence)
         if self.tokens is not None:

@@ -471,11 +471,3 @@ def test_lora_and_presets(tiny: Any, lora: str, preset: str, kind: str) -> None:
     assert tiny.report().counts()[kind] > 1 and torch.isfinite(found).all()
     assert torch.equal(tiny.sample(with_lora(accelerated(tiny.model)), **changes), found)
     assert not torch.equal(tiny.sample(accelerated(tiny.model), **changes), found)
-
-
-def test_easycache_after_us(tiny: Any) -> None:
-    tiny.comfy.load_extra("nodes_easycache.py")
-    inputs = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-    model = tiny.comfy.execute("EasyCache", model=tiny.accelerated(), **inputs)[0]
-    assert torch.isfinite(tiny.sample(model, steps=12)).all()
-    assert tiny.leftovers() == []

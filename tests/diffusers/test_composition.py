@@ -351,13 +351,16 @@ def test_a_compiled_graph_stays_whole() -> None:
     torch._dynamo.reset()
 
 
-def test_a_cache_of_diffusers_runs_in_full_where_rows_would_be_left_out() -> None:
+def test_kept_keys_of_the_prompt_run_in_full_where_rows_would_be_left_out() -> None:
     tiny = tiny_of("qwen")
-    tiny.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
+    tiny.pipe.transformer.enable_cache(diffusers.TextKVCacheConfig())
     with apply(tiny.pipe, selective()) as safe:
         tiny.sample()
     assert safe.report().notes == ["Computed in full, because a cache of diffusers' own works on the transformer's blocks.", UNREAD]
     assert safe.report().counts() == {"warmup": 2, "refresh": 8}
+    with apply(tiny.pipe, "balanced") as safe:
+        tiny.sample(num_inference_steps=MANY)
+    assert safe.report().counts()["skipped"] == 10 and not safe.report().notes
 
 
 def test_image_to_image_begins_in_the_middle() -> None:

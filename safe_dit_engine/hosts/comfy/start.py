@@ -17,6 +17,11 @@ from ...tokens.partition import PartitionConfig
 from .guidance import unguided
 from .sampler import SelectiveSampler, function_name
 
+# What ComfyUI's EasyCache and LazyCache know of a run. They go by how much pictures change from call to call, and what stands in for a
+# step that is left out does not change at all: LazyCache then answered every step that was left.
+CACHE = "easycache"
+TWO_CACHES = "{} leaves out steps as well, and the two mislead each other; bypass one of them"
+
 
 def start_run(
     guider: Any, config: SafeConfig, latent: tuple[int, ...], name: str | None, sampler: SelectiveSampler | None, levels: list[float]
@@ -41,12 +46,19 @@ def start_run(
         progress=[progress_of(*pair) for pair in _parts(sampling, levels)],
         sampler=find_sampler(name),
         parts=lambda level: _parts(sampling, [level])[0],
+        in_full=_other_cache(guider.model_options),
     )
     if unguided(guider):
         run.skipping.unguided()
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")
     return run
+
+
+def _other_cache(model_options: dict[str, Any]) -> str:
+    """Why nothing is to be left out beside another cache; empty where there is none."""
+    cache = model_options.get("transformer_options", {}).get(CACHE)
+    return "" if cache is None else TWO_CACHES.format(type(cache).__name__.removesuffix("Holder"))
 
 
 def _parts(sampling: Any, levels: list[float]) -> list[tuple[float, float]]:

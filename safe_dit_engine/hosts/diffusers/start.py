@@ -17,6 +17,7 @@ from ...selective.memory import Memory
 from ...steps.levels import flow_parts, flow_progress, plain_progress
 from ...steps.plan import ScheduleConfig
 from ...steps.samplers import EULER
+from .other_caches import other_cache
 from .schedulers import flows, known_of, suited
 
 NOT_LEFT_OUT = "Computed in full, because with the scheduler `{}` fewer steps may come closer to the full run than this setting."
@@ -48,7 +49,7 @@ def start_run(
     suiting = config if asked is None or known is None else replace(config, schedule=suited(asked, known))
     run = Run(
         suiting, module, levels, shape, window, _memory_of(device), DIFFUSERS, _progress(scheduler, levels),
-        sampler=EULER if known is None else known.sampler, parts=flow_parts if may_be_coarse else None,
+        sampler=EULER if known is None else known.sampler, parts=flow_parts if may_be_coarse else None, in_full=other_cache(module),
     )  # fmt: skip
     if asked is not None and _asks_for_more(asked, suiting.schedule or asked):
         run.note(NOT_LEFT_OUT.format(type(scheduler).__name__))

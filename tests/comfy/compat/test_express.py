@@ -1,4 +1,4 @@
-"""The preset express beside what artists wire around it: other caches, img2img, masks, split runs, batches, CFG 1, torch.compile."""
+"""The preset express beside what artists wire around it: img2img, masks, split runs, batches, CFG 1, torch.compile."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from safe_dit_engine.steps.coarse import LATE
 
 SIZE, STEPS = (64, 64), 20
 UNUSED = {"keep_ratio": 0.25, "refresh_interval": 2, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False}
-CACHES = {"EasyCache": 0.3, "LazyCache": 2.0}
-IN_FULL = "Coarse steps run in full, because another node (`{}`) is wrapped around the model."
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,6 @@ def tiny(comfy: Any) -> Any:
     """Even smaller, since the latents are as large as coarse steps ask for."""
     from ..conftest import TinyNextDiT
 
-    comfy.load_extra("nodes_easycache.py")
     return TinyNextDiT(comfy, n_layers=1)
 
 
@@ -52,22 +49,6 @@ def twice(tiny: Any, model: Any, **changes: Any) -> Tensor:
 def noisy(seed: int = 5) -> Tensor:
     """A latent to begin with."""
     return torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("name", CACHES)
-def test_another_cache(tiny: Any, name: str, after: bool) -> None:
-    """It compares latents from call to call, so none may be of another size."""
-    values = {"reuse_threshold": CACHES[name], "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-
-    def cached(model: Any) -> Any:
-        return tiny.comfy.execute(name, model=model, **values)[0]
-
-    model = cached(express(tiny)) if after else express(tiny, cached(tiny.model))
-    found = sample(tiny, model)
-    assert torch.isfinite(found).all() and "c" not in kinds(tiny)
-    assert IN_FULL.format(name.lower()) in tiny.report().notes
-    assert torch.equal(sample(tiny, model), found) and tiny.leftovers() == []
 
 
 CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
