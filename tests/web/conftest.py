@@ -27,6 +27,8 @@ SETTINGS = {
     # Drawn anew with every frame, by the processor that computes the pictures.
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Minimap.Visible": False,
+    # The most: small steps may come faster than the page hears of by default.
+    "SafeDit.EventsPerSecond": 60,
 }
 # So are ComfyUI's own marks of a run that is on, 60 times a second.
 STILL = """addEventListener('DOMContentLoaded', () => {

@@ -16,6 +16,12 @@ from .widget import SAYS, VIEWS, WIDGET, Widget, change, opened, predicted, shoo
 # A run
 
 
+def recorded(run: PageRun) -> list[str]:
+    """What each step was, by the record of the Report: of steps in quick succession the page does not hear one by one."""
+    (report,) = (output["safe_dit"][0] for output in run.outputs.values() if "safe_dit" in output)
+    return [kind for _, kind, *_ in report["steps"]]
+
+
 @pytest.mark.parametrize("node_type", [ACCELERATE, REPORT])
 def test_a_run_is_drawn(page: Frontend, node_type: str) -> None:
     widget = opened(page, node_type=node_type)
@@ -144,7 +150,7 @@ def test_the_prediction_is_exact_once_a_run_told_its_noise_levels(page: Frontend
     assert "about 55 % of the work of a full run (12 of 22 steps in full)" in widget.text()
     run = sampled(page, steps=22)
     widget.wait(lambda widget: "step 22 of 22" in widget.text())
-    assert sum(message["kind"] in ("warmup", "refresh") for message in run.steps) == 11
+    assert sum(kind in ("warmup", "refresh") for kind in recorded(run)) == 11
     exact = "\n50 % of the work of a full run (11 of 22 steps in full)"
     assert exact in widget.text()
     change(page, 7, "steps", 24)
@@ -171,11 +177,10 @@ def test_coarse_steps_are_drawn(page: Frontend) -> None:
     change(page, 4, "preset", "express")
     assert predicted(widget) < 40
     run = sampled(page, preset="express", width=512, height=512)
-    assert {message["kind"] for message in run.steps} >= {"coarse", "skipped", "refresh"}
+    kinds = recorded(run)
+    assert set(kinds) >= {"coarse", "skipped", "refresh"}
     widget.wait(lambda widget: "step 16 of 16" in widget.text())
     assert "another one of the same prompt" in widget.text()
-    (report,) = (output["safe_dit"][0] for output in run.outputs.values() if "safe_dit" in output)
-    kinds = [kind for _, kind, *_ in report["steps"]]
     for _ in range(len(kinds) - 1 - kinds.index("coarse")):
         widget.press("ArrowLeft")
     assert "coarse: a quarter of the tokens" in widget.text()
