@@ -145,6 +145,13 @@ def test_samplers_that_compute_everything_are_named(page: str) -> None:
     assert [name for name in told if name not in plain(read(ROOT / page))] == []
 
 
+@pytest.mark.parametrize("page", ["docs/limits.md", *(f"web/docs/SafeDitAccelerate/{language}.md" for language in ("en", "ja", "zh"))])
+def test_samplers_with_which_presets_save_nothing_without_guidance_are_named(page: str) -> None:
+    names = [name.removeprefix("sample_").replace("unipc", "uni_pc") for name, sampler in SAMPLERS.items() if sampler.guided]
+    assert len(names) > 8
+    assert [name for name in names if not name.endswith("_gpu") and f"`{name}`" not in read(ROOT / page)] == []
+
+
 def test_presets_are_counted_as_on_the_node() -> None:
     tooltip = json.loads(read(ROOT / "locales" / "en" / "nodeDefs.json"))["SafeDitAccelerate"]["inputs"]["preset"]["tooltip"]
     told = dict(re.findall(r"(\w+): about (\d+)\.", tooltip))

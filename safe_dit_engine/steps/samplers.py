@@ -15,6 +15,7 @@ PARTS = "takes the unconditional prediction of every step as well, and a step th
 BETWEEN = "evaluates the model between two noise levels as well, and asking for fewer steps brings closer pictures than leaving some out"
 OWN_LEVELS = "evaluates the model at noise levels of its own, several of them a step"
 FEWER = "may come closer to the full run with fewer steps than with this preset"
+UNGUIDED = "may come closer to the full run with fewer steps where nothing guides the prediction (CFG 1)"
 LONG = "may come closer with fewer steps where later ones are long, as with a high shift; `speedup` saves all the same"
 
 # Presets that begin early hardly follow the line, which is no guide there; where the sampler makes them begin later, they follow it as
@@ -28,14 +29,15 @@ class Sampler:
 
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
-    to first order; with euler pictures are closer with it, with some multistep samplers farther (docs/experiments.md, part 26).
+    to first order, and pictures were closer with it, or as close (docs/experiments.md, part 26).
     `forecast`: whether to go along the line through the last two predictions. `full`: why every step is computed, as the end of a
     sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
     of the progress, whichever comes first, before which they leave nothing out; `even`: whether they leave something out only where the
-    later steps are no longer than others. Samplers of second order begin late; with them presets are careful with long steps as well
-    (budget.py).
+    later steps are no longer than others; `guided`: whether they leave something out only where a negative prompt guides the prediction
+    (docs/experiments.md, part 30); `fewer`: why, where they leave out nothing. Samplers of second order begin late; with them presets are
+    careful with long steps as well (budget.py).
     """
 
     evaluations: int = 1
@@ -49,6 +51,12 @@ class Sampler:
     reach: float = 1.0
     begins: float = 0.0
     even: bool = False
+    guided: bool = False
+    fewer: str = FEWER
+
+    def unguided(self) -> Sampler:
+        """What it is where no negative prompt guides the prediction."""
+        return replace(self, skipped=0, selective=0, fewer=UNGUIDED) if self.guided else self
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
@@ -68,25 +76,25 @@ class Sampler:
         """Why it leaves nothing out of a run between these levels, as the end of a sentence that begins with the sampler; empty if that is
         not the sampler's doing."""
         if self.full or self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval:
-            return self.full or FEWER
+            return self.full or self.fewer
         return LONG if schedule.spaced and self.even and long_late(progress) else ""
 
 
 # For samplers that are not in the table: the last prediction is reused, once, and nothing is taken for granted of what becomes of it.
-CAUTIOUS = Sampler(skipped=1)
+CAUTIOUS = Sampler(skipped=1, guided=True)
 
 SAMPLERS = {
     "sample_euler": Sampler(corrector=True, forecast=True),
-    "sample_euler_ancestral": Sampler(stochastic=True, corrector=True, selective=0),
+    "sample_euler_ancestral": Sampler(stochastic=True, selective=0, reach=0.7),
     "sample_euler_cfg_pp": Sampler(full=PARTS),
     "sample_euler_ancestral_cfg_pp": Sampler(stochastic=True, full=PARTS),
-    "sample_heun": Sampler(evaluations=2, corrector=True, forecast=True, selective=0),
+    "sample_heun": Sampler(evaluations=2, corrector=True, forecast=True, skipped=2, selective=0),
     "sample_heunpp2": Sampler(evaluations=3, full=OWN_LEVELS),
-    "sample_exp_heun_2_x0": Sampler(evaluations=2, corrector=True, forecast=True, selective=0),
+    "sample_exp_heun_2_x0": Sampler(evaluations=2, corrector=True, forecast=True, skipped=2, selective=0),
     "sample_exp_heun_2_x0_sde": Sampler(evaluations=2, stochastic=True, corrector=True),
     "sample_dpm_2": Sampler(evaluations=2, full=BETWEEN),
     "sample_dpm_2_ancestral": Sampler(evaluations=2, stochastic=True),
-    "sample_lms": Sampler(memory=3),
+    "sample_lms": Sampler(memory=3, guided=True),
     "dpm_fast_function": Sampler(evaluations=3, full=OWN_LEVELS),
     "dpm_adaptive_function": Sampler(evaluations=3, full=ADAPTIVE),
     "sample_dpmpp_2s_ancestral": Sampler(evaluations=2, stochastic=True),
@@ -95,30 +103,30 @@ SAMPLERS = {
     "sample_dpmpp_sde_gpu": Sampler(evaluations=2, stochastic=True, skipped=0, selective=0),
     "sample_dpmpp_2m": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25, even=True),
     "sample_dpmpp_2m_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
-    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
-    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
-    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
-    "sample_dpmpp_3m_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
-    "sample_dpmpp_3m_sde_gpu": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
-    "sample_ddpm": Sampler(stochastic=True, corrector=True, forecast=True, selective=0),
+    "sample_dpmpp_2m_sde": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6, guided=True),
+    "sample_dpmpp_2m_sde_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6, guided=True),
+    "sample_dpmpp_2m_sde_heun": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6, guided=True),
+    "sample_dpmpp_2m_sde_heun_gpu": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6, guided=True),
+    "sample_dpmpp_3m_sde": Sampler(memory=2, stochastic=True, forecast=True, guided=True),
+    "sample_dpmpp_3m_sde_gpu": Sampler(memory=2, stochastic=True, forecast=True, guided=True),
+    "sample_ddpm": Sampler(stochastic=True, forecast=True, selective=0),
     "sample_lcm": Sampler(stochastic=True, skipped=0, selective=0),
-    "sample_ipndm": Sampler(memory=3),
-    "sample_ipndm_v": Sampler(memory=3),
-    "sample_deis": Sampler(memory=2, corrector=True, forecast=True),
+    "sample_ipndm": Sampler(memory=3, guided=True),
+    "sample_ipndm_v": Sampler(memory=3, guided=True),
+    "sample_deis": Sampler(memory=2, forecast=True, guided=True),
     "sample_res_multistep": Sampler(memory=1, corrector=True, forecast=True, skipped=2, selective=0, reach=0.6, begins=0.25, even=True),
     "sample_res_multistep_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6),
+    "sample_res_multistep_ancestral": Sampler(memory=1, stochastic=True, skipped=1, selective=0, reach=0.6, guided=True),
     "sample_res_multistep_ancestral_cfg_pp": Sampler(memory=1, stochastic=True, full=PARTS),
-    "sample_gradient_estimation": Sampler(memory=1, corrector=True, forecast=True, selective=0, even=True),
+    "sample_gradient_estimation": Sampler(memory=1, forecast=True, selective=0, even=True, guided=True),
     "sample_gradient_estimation_cfg_pp": Sampler(memory=1, full=PARTS),
-    "sample_er_sde": Sampler(memory=2, stochastic=True, corrector=True, forecast=True),
+    "sample_er_sde": Sampler(memory=2, stochastic=True, forecast=True),
     "sample_seeds_2": Sampler(evaluations=2, stochastic=True),
     "sample_seeds_3": Sampler(evaluations=3, stochastic=True),
-    "sample_sa_solver": Sampler(memory=3, stochastic=True, corrector=True, forecast=True),
+    "sample_sa_solver": Sampler(memory=3, stochastic=True, forecast=True),
     "sample_sa_solver_pece": Sampler(evaluations=2, memory=3, stochastic=True),
-    "sample_unipc": Sampler(memory=2, corrector=True, forecast=True),
-    "sample_unipc_bh2": Sampler(memory=2, corrector=True, forecast=True),
+    "sample_unipc": Sampler(memory=2, corrector=True, forecast=True, guided=True),
+    "sample_unipc_bh2": Sampler(memory=2, corrector=True, forecast=True, guided=True),
 }
 
 

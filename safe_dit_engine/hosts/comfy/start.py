@@ -36,6 +36,7 @@ def start_run(
     patcher = guider.model_patcher
     # Asked of the patcher: its patches are applied to the model only later.
     sampling = patcher.get_model_object("model_sampling")
+    known, alone = find_sampler(name), unguided(guider)
     run = Run(
         config,
         patcher.get_model_object("diffusion_model"),
@@ -44,11 +45,11 @@ def start_run(
         _window(config.schedule, sampling, levels),
         _memory_of(patcher.model),
         progress=[progress_of(*pair) for pair in _parts(sampling, levels)],
-        sampler=find_sampler(name),
+        sampler=known.unguided() if alone else known,
         parts=lambda level: _parts(sampling, [level])[0],
         in_full=_other_cache(guider.model_options),
     )
-    if unguided(guider):
+    if alone:
         run.skipping.unguided()
     if sampler is not None and schedule is not None:
         run.note("The schedule of the Selective Update Sampler is followed, not that of SAFE-DiT Accelerate.")

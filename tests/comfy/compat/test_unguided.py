@@ -33,11 +33,11 @@ class Unguided:
     def cfg(self, model: Any, cfg: float = 1.0, scene: int = 3) -> Any:
         return self.guider("CFGGuider", model, positive=self.demo.prompt(scene), negative=self.demo.prompt(None), cfg=cfg)
 
-    def latent(self, guider: Any, steps: int, seed: int = 3) -> Tensor:
+    def latent(self, guider: Any, steps: int, seed: int = 3, sampler: Any = "euler") -> Tensor:
         sigmas = self.comfy.execute("BasicScheduler", model=self.demo.model, scheduler="simple", steps=steps, denoise=1.0)[0]
         executing = importlib.import_module("comfy_execution.utils").CurrentNodeContext
         noise = self.comfy.execute("RandomNoise", noise_seed=seed)[0]
-        sampler = self.comfy.execute("KSamplerSelect", sampler_name="euler")[0]
+        sampler = self.comfy.execute("KSamplerSelect", sampler_name=sampler)[0] if isinstance(sampler, str) else sampler
         with torch.inference_mode(), executing("prompt", "sampler"):
             inputs = {"guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": {"samples": torch.zeros(1, 16, 32, 32)}}
             return self.comfy.execute("SamplerCustomAdvanced", noise=noise, **inputs)[0]["samples"]
@@ -92,6 +92,28 @@ def test_values_given_by_hand_are_taken_as_they_are(unguided: Unguided, preset: 
     unguided.latent(guider, 8)
     skipped = [record.kind.letter for record in unguided.report().evaluations].index("-")
     assert torch.equal(given[skipped], given[skipped - 1]) == reused
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lms", "ipndm", "ipndm_v", "deis", "dpmpp_3m_sde", "gradient_estimation", "uni_pc", "uni_pc_bh2", "dpmpp_2m_sde", "of another pack"],
+)
+def test_samplers_that_fewer_steps_serve_better_leave_nothing_out(unguided: Unguided, name: str) -> None:
+    """lms was 18 dB below eight steps of 12, uni_pc 3.5 below seven of 8. With guidance, and by hand, steps are skipped."""
+    from comfy.k_diffusion.sampling import sample_euler
+    from comfy.samplers import KSAMPLER
+
+    sampler = KSAMPLER(lambda *args, **kwargs: sample_euler(*args, **kwargs)) if name == "of another pack" else name
+    ours = unguided.accelerated("draft", unguided.demo.model)
+    steps = 20 if name == "dpmpp_2m_sde" else 12  # with guidance all of 12 are computed
+    found = unguided.latent(unguided.cfg(ours), steps, sampler=sampler)
+    assert set(record.kind.letter for record in unguided.report().evaluations) <= {"w", "r"}
+    assert any("this sampler" in note and "CFG 1" in note for note in unguided.report().notes)
+    assert torch.equal(found, unguided.latent(unguided.cfg(unguided.demo.model), steps, sampler=sampler))
+    by_hand = unguided.accelerated("custom", unguided.demo.model, skipped_steps=1, corrector=False)
+    for guider in (unguided.cfg(ours, 4.0), unguided.cfg(by_hand)):
+        unguided.latent(guider, steps, sampler=sampler)
+        assert "-" in "".join(record.kind.letter for record in unguided.report().evaluations)
 
 
 def test_what_counts_as_unguided(unguided: Unguided) -> None:
