@@ -29,14 +29,14 @@ class Sampler:
 
     `evaluations`: model calls a step. `memory`: how many earlier predictions a step uses. `stochastic`: adds fresh noise.
     `corrector`: whether a refresh may make up for skipped steps: x / sigma moves by (1 / next - 1 / sigma) times the prediction, at least
-    to first order, and pictures were closer with it, or as close (docs/experiments.md, part 26).
+    to first order, and where it was tried pictures were closer with it, or as close (docs/experiments.md, part 26).
     `forecast`: whether to go along the line through the last two predictions. `full`: why every step is computed, as the end of a
     sentence; empty where steps may be skipped.
     What presets may do, by what was measured: `skipped` and `selective`: how many skipped and how many selective steps they run one after
     another; `reach`: how far apart full steps may lie, as a share of what is good with Euler's method; `begins`: the share of the steps or
     of the progress, whichever comes first, before which they leave nothing out; `even`: whether they leave something out only where the
     later steps are no longer than others; `guided`: whether they leave something out only where a negative prompt guides the prediction
-    (docs/experiments.md, part 30); `fewer`: why, where they leave out nothing. Samplers of second order begin late; with them presets are
+    (docs/experiments.md, part 30); `reason`: why, where they leave out nothing. Samplers of second order begin late; with them presets are
     careful with long steps as well (budget.py).
     """
 
@@ -52,11 +52,11 @@ class Sampler:
     begins: float = 0.0
     even: bool = False
     guided: bool = False
-    fewer: str = FEWER
+    reason: str = FEWER
 
     def unguided(self) -> Sampler:
         """What it is where no negative prompt guides the prediction."""
-        return replace(self, skipped=0, selective=0, fewer=UNGUIDED) if self.guided else self
+        return replace(self, skipped=0, selective=0, reason=UNGUIDED) if self.guided else self
 
     def limit(self, schedule: ScheduleConfig) -> ScheduleConfig:
         """A preset's schedule, no further from the full run than fewer steps; values given by hand stay."""
@@ -76,7 +76,7 @@ class Sampler:
         """Why it leaves nothing out of a run between these levels, as the end of a sentence that begins with the sampler; empty if that is
         not the sampler's doing."""
         if self.full or self.limit(schedule).refresh_interval == 1 < schedule.refresh_interval:
-            return self.full or self.fewer
+            return self.full or self.reason
         return LONG if schedule.spaced and self.even and long_late(progress) else ""
 
 

@@ -17,8 +17,8 @@ from ...tokens.partition import PartitionConfig
 from .guidance import unguided
 from .sampler import SelectiveSampler, function_name
 
-# What ComfyUI's EasyCache and LazyCache know of a run. They go by how much pictures change from call to call, and what stands in for a
-# step that is left out does not change at all: LazyCache then answered every step that was left.
+# Where ComfyUI's EasyCache and LazyCache keep what they know of a run. They go by how much the prediction changes from call to call; that
+# of a skipped step does not change at all, so LazyCache answered every step after it.
 CACHE = "easycache"
 TWO_CACHES = "{} leaves out steps as well, and the two mislead each other; bypass one of them"
 

@@ -54,6 +54,19 @@ def test_the_four_nodes_beside_a_cache(sampling: Sampling, custom: Custom, name:
     assert custom.tiny.leftovers() == []
 
 
+@pytest.mark.parametrize("changes", [{"cfg": 1.0}, {"images": 2}, {"sampler_name": "dpmpp_2m"}, {"steps": 8}, {"denoise": 0.6}], ids=str)
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_other_runs_beside_a_cache(sampling: Sampling, tiny: Any, name: str, changes: dict[str, Any]) -> None:
+    """A second run, too."""
+    run = {"steps": 20, **changes}
+    alone = tiny.sample(cached(sampling, name, tiny.model), **run)
+    inputs = {"keep_ratio": 0.25, "refresh_interval": 4, "warmup_steps": 4, "forecast": 0.0, "early_refresh": False}
+    ours = tiny.comfy.execute("SafeDitAccelerate", model=cached(sampling, name, tiny.model), preset="draft", **inputs)[0]
+    for _ in range(2):
+        assert torch.equal(tiny.sample(ours, **run), alone)
+        assert set(tiny.report().counts()) <= {"warmup", "refresh"} and tiny.leftovers() == []
+
+
 @pytest.mark.parametrize("steps", [12, 20])
 def test_a_cache_that_nobody_knows(sampling: Sampling, steps: int) -> None:
     """Steps that it answers never arrive, so from the first of them on none are skipped."""
