@@ -219,10 +219,16 @@ def test_samplers_with_levels_of_their_own_compute_everything(sampling: Sampling
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
 
 
-@pytest.mark.parametrize(("sampler", "preset"), [("lcm", "balanced"), ("dpmpp_sde", "quality"), ("dpmpp_2m", "paper")])
+@pytest.mark.parametrize(
+    ("sampler", "preset"),
+    [
+        *(("lcm", "balanced"), ("dpmpp_sde", "quality"), ("dpmpp_2m", "paper"), ("ipndm", "paper")),
+        *(("dpmpp_2m_sde", "balanced"), ("dpmpp_2m_sde_heun", "draft")),
+    ],
+)
 def test_where_fewer_steps_are_closer_presets_leave_nothing_out(sampling: Sampling, sampler: str, preset: str) -> None:
     """Values given by hand are taken as they are."""
-    sigmas = sampling.sigmas(15)
+    sigmas = sampling.sigmas(24)
     ours = sampling.latent(sampling.accelerated(preset), sigmas, sampler)
     assert set(sampling.plan()) <= {"w", "r"} and any("fewer steps" in note for note in sampling.report().notes)
     assert torch.equal(ours, sampling.latent(sampling.demo.model, sigmas, sampler))
